@@ -1,0 +1,8 @@
+//! Shannot: a native, in-process sandbox for Linux.
+//!
+//! Front ends (`profile`, `bwrap`, `cli`) produce a [`policy::Policy`]; `plan` decides, once and in
+//! full, what will be done on this host; `sandbox` does it. See README.md, "The house".
+
+pub mod policy;
+pub mod report;
+pub mod seccomp;

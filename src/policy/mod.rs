@@ -1,0 +1,242 @@
+//! Validated intent: what the caller wants, free of facts about the host. Every front end ends here
+//! and `plan` starts here. No I/O in this room.
+
+mod limits;
+mod path;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crate::report::Layer;
+use crate::seccomp::Program;
+
+pub use limits::{Limits, LimitsError, parse_duration, parse_size};
+pub use path::{PathError, SandboxPath};
+
+/// Everything that a run was asked to be.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// Identifies the policy in messages and reports: the profile's `name`.
+    pub name: String,
+    /// The command word and its arguments. Empty until the front end has one.
+    pub command: Vec<OsString>,
+    /// What the command sees as its argv\[0\], if not the command word.
+    pub argv0: Option<OsString>,
+    /// fnmatch patterns of the command words that may be typed; empty allows all.
+    pub allowed_commands: Vec<String>,
+    /// What holds `allowed_commands`.
+    pub command_enforcement: CommandEnforcement,
+    /// Operations on the new root, in order.
+    pub fs: Vec<FsOp>,
+    /// The command's environment.
+    pub environment: Environment,
+    /// Where the command starts.
+    pub workdir: Workdir,
+    /// The host name inside; `None` keeps a copy of the host's.
+    pub hostname: Option<String>,
+    /// Whether a user namespace is made. Without one, privilege is needed.
+    pub user_namespace: bool,
+    /// What of the network there is.
+    pub network: Network,
+    /// How much Landlock matters.
+    pub landlock: LandlockMode,
+    /// seccomp filters, installed in this order. The kernel runs all of them; the strictest verdict wins.
+    pub filters: Vec<Filter>,
+    /// Resource limits.
+    pub limits: Limits,
+    /// The command gets a session of its own and no terminal.
+    pub new_session: bool,
+    /// Layers that must be in force in full, or nothing runs.
+    pub require: BTreeSet<Layer>,
+    /// Layers that may be missing without refusing.
+    pub allow_degraded: BTreeSet<Layer>,
+}
+
+impl Policy {
+    /// The strictest policy that still has a name: an empty root, nothing bound, nothing allowed out.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            command: Vec::new(),
+            argv0: None,
+            allowed_commands: Vec::new(),
+            command_enforcement: CommandEnforcement::Kernel,
+            fs: Vec::new(),
+            environment: Environment::default(),
+            workdir: Workdir::Caller,
+            hostname: None,
+            user_namespace: true,
+            network: Network::None,
+            landlock: LandlockMode::BestEffort,
+            filters: Vec::new(),
+            limits: Limits::default(),
+            new_session: false,
+            require: BTreeSet::new(),
+            allow_degraded: BTreeSet::new(),
+        }
+    }
+}
+
+/// One operation on the new root. The user chooses their order; all targets are resolved inside the
+/// new root and never lead out of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FsOp {
+    /// A host path, with its submounts, at `target`.
+    Bind {
+        /// Path on the host. Absolute.
+        source: PathBuf,
+        /// Where it appears.
+        target: SandboxPath,
+        /// What may be done there.
+        access: Access,
+        /// A missing source is skipped and shown, not an error.
+        optional: bool,
+    },
+    /// An empty tmpfs.
+    Tmpfs {
+        /// Where.
+        target: SandboxPath,
+        /// Permission bits of its root.
+        mode: u32,
+        /// Bytes; `None` shares one tmpfs, and so one limit, with all others that say `None`.
+        size: Option<u64>,
+    },
+    /// A procfs of the new pid namespace, its control files masked.
+    Proc {
+        /// Where.
+        target: SandboxPath,
+    },
+    /// A minimal /dev: null, zero, full, random, urandom, tty, a devpts and a shm of its own.
+    Dev {
+        /// Where.
+        target: SandboxPath,
+    },
+    /// A POSIX message queue file system (mq_overview(7)).
+    Mqueue {
+        /// Where.
+        target: SandboxPath,
+    },
+    /// A directory, made if it is not there.
+    Dir {
+        /// Where.
+        target: SandboxPath,
+        /// Permission bits when it is made.
+        mode: u32,
+    },
+    /// A symbolic link. An existing link of the same text is fine.
+    Symlink {
+        /// What the link says.
+        text: PathBuf,
+        /// Where it is made.
+        target: SandboxPath,
+    },
+    /// Permission bits of something that exists.
+    Chmod {
+        /// What.
+        target: SandboxPath,
+        /// The permission bits.
+        mode: u32,
+    },
+    /// The mount at `target` made read-only, without its submounts.
+    RemountReadOnly {
+        /// A mount point.
+        target: SandboxPath,
+    },
+    /// An empty, unreadable thing of the same kind over `target`; nothing if there is no `target`.
+    Hide {
+        /// What to hide.
+        target: SandboxPath,
+    },
+}
+
+impl FsOp {
+    /// Where the operation takes effect.
+    pub fn target(&self) -> &SandboxPath {
+        match self {
+            FsOp::Bind { target, .. }
+            | FsOp::Tmpfs { target, .. }
+            | FsOp::Proc { target }
+            | FsOp::Dev { target }
+            | FsOp::Mqueue { target }
+            | FsOp::Dir { target, .. }
+            | FsOp::Symlink { target, .. }
+            | FsOp::Chmod { target, .. }
+            | FsOp::RemountReadOnly { target }
+            | FsOp::Hide { target } => target,
+        }
+    }
+}
+
+/// What a bind allows. All of them are nosuid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Read-only and nodev, submounts included.
+    ReadOnly,
+    /// Writable and nodev.
+    ReadWrite,
+    /// Writable, and device nodes work.
+    Device,
+}
+
+/// The command's environment: `set` over what `pass` lets through, or over all of the caller's.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Environment {
+    /// Variables and their values. They win over inherited ones.
+    pub set: BTreeMap<OsString, OsString>,
+    /// fnmatch patterns of the caller's variables that are passed on.
+    pub pass: Vec<String>,
+    /// All of the caller's variables are passed on.
+    pub inherit: bool,
+    /// Names that are never passed on.
+    pub unset: BTreeSet<OsString>,
+}
+
+/// Where the command starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Workdir {
+    /// The caller's directory if it exists inside, else `$HOME`, else `/`.
+    Caller,
+    /// This directory; it must exist inside.
+    Path(SandboxPath),
+}
+
+/// What of the network there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// A network namespace with nothing but loopback, and no TCP on that either where Landlock can refuse it.
+    None,
+    /// A network namespace with nothing but loopback.
+    Loopback,
+    /// The host's network.
+    Host,
+}
+
+/// What holds the allowlist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CommandEnforcement {
+    /// Nothing else can be executed inside.
+    Kernel,
+    /// Only the command word is looked at, as Shannot 0.3 did.
+    Argv0,
+}
+
+/// How much Landlock matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LandlockMode {
+    /// Refuse to run without it.
+    Required,
+    /// What the kernel has; the report says what is missing.
+    BestEffort,
+    /// Not used.
+    Off,
+}
+
+/// A seccomp program and where it came from.
+#[derive(Debug, Clone)]
+pub struct Filter {
+    /// For messages: a path, or `preset default`.
+    pub origin: String,
+    /// The validated program.
+    pub program: Program,
+}
