@@ -3,6 +3,10 @@
 //! Front ends (`profile`, `bwrap`, `cli`) produce a [`policy::Policy`]; `plan` decides, once and in
 //! full, what will be done on this host; `sandbox` does it. See README.md, "The house".
 
+pub mod host;
+pub mod plan;
 pub mod policy;
 pub mod report;
+pub mod sandbox;
 pub mod seccomp;
+pub mod sys;

@@ -1,0 +1,150 @@
+//! What lies where on the host. A trait, so that a plan can be made, and tested, against a tree in memory.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::libc;
+
+use super::{Program, parse_program};
+
+/// What a path names, links not followed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// A regular file.
+    File {
+        /// Some execute bit is set.
+        executable: bool,
+    },
+    /// A directory.
+    Directory,
+    /// A symbolic link and its text.
+    Link(PathBuf),
+    /// A device, socket or pipe.
+    Other,
+}
+
+/// The host's files, as far as a plan needs to know them.
+pub trait Files {
+    /// lstat(2).
+    ///
+    /// # Errors
+    /// lstat's and readlink's.
+    fn kind(&self, path: &Path) -> io::Result<Kind>;
+
+    /// What a path names in the end, links followed.
+    ///
+    /// # Errors
+    /// stat(2)'s.
+    fn target_kind(&self, path: &Path) -> io::Result<Kind>;
+
+    /// The path without links, `.` and `..`, as realpath(3).
+    ///
+    /// # Errors
+    /// realpath's.
+    fn canonical(&self, path: &Path) -> io::Result<PathBuf>;
+
+    /// Names in a directory, sorted.
+    ///
+    /// # Errors
+    /// opendir(3)'s.
+    fn names(&self, directory: &Path) -> io::Result<Vec<std::ffi::OsString>>;
+
+    /// How the kernel would start a file.
+    ///
+    /// # Errors
+    /// open(2)'s and read(2)'s; not those of a malformed file, which is [`Program::Unknown`].
+    fn program(&self, path: &Path) -> io::Result<Program>;
+
+    /// Where the dynamic loader's cache says that a library of this name lies (ldconfig(8)).
+    fn cached_libraries(&self, name: &str) -> Vec<PathBuf>;
+}
+
+/// The files of the machine that this runs on.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LocalFiles;
+
+fn kind_of(path: &Path, metadata: &std::fs::Metadata) -> io::Result<Kind> {
+    let file_type = metadata.file_type();
+    Ok(if file_type.is_file() {
+        Kind::File { executable: metadata.mode() & 0o111 != 0 }
+    } else if file_type.is_dir() {
+        Kind::Directory
+    } else if file_type.is_symlink() {
+        Kind::Link(std::fs::read_link(path)?)
+    } else {
+        debug_assert!(
+            file_type.is_socket() || file_type.is_fifo() || file_type.is_char_device() || file_type.is_block_device()
+        );
+        Kind::Other
+    })
+}
+
+impl Files for LocalFiles {
+    fn kind(&self, path: &Path) -> io::Result<Kind> {
+        kind_of(path, &std::fs::symlink_metadata(path)?)
+    }
+
+    fn target_kind(&self, path: &Path) -> io::Result<Kind> {
+        kind_of(path, &std::fs::metadata(path)?)
+    }
+
+    fn canonical(&self, path: &Path) -> io::Result<PathBuf> {
+        std::fs::canonicalize(path)
+    }
+
+    fn names(&self, directory: &Path) -> io::Result<Vec<std::ffi::OsString>> {
+        let mut names = std::fs::read_dir(directory)?
+            .map(|entry| entry.map(|entry| entry.file_name()))
+            .collect::<io::Result<Vec<_>>>()?;
+        names.sort();
+        Ok(names)
+    }
+
+    fn program(&self, path: &Path) -> io::Result<Program> {
+        // O_NONBLOCK: a FIFO with execute bits must not hang the plan.
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+        Ok(parse_program(&file))
+    }
+
+    fn cached_libraries(&self, name: &str) -> Vec<PathBuf> {
+        std::fs::read("/etc/ld.so.cache")
+            .map(|cache| super::program::search_loader_cache(&cache, name))
+            .unwrap_or_default()
+    }
+}
+
+/// Remembers what was asked: a plan asks for the same directories again and again.
+pub(crate) struct Remembering<'a> {
+    files: &'a dyn Files,
+    kinds: std::cell::RefCell<BTreeMap<PathBuf, Option<Kind>>>,
+}
+
+impl<'a> Remembering<'a> {
+    pub(crate) fn new(files: &'a dyn Files) -> Self {
+        Self { files, kinds: std::cell::RefCell::default() }
+    }
+
+    /// What a path names; `None` where nothing can be seen.
+    pub(crate) fn kind(&self, path: &Path) -> Option<Kind> {
+        if let Some(known) = self.kinds.borrow().get(path) {
+            return known.clone();
+        }
+        let kind = self.files.kind(path).ok();
+        self.kinds.borrow_mut().insert(path.to_owned(), kind.clone());
+        kind
+    }
+
+    pub(crate) fn canonical(&self, path: &Path) -> Option<PathBuf> {
+        self.files.canonical(path).ok()
+    }
+}
+
+impl fmt::Debug for Remembering<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Remembering").finish_non_exhaustive()
+    }
+}

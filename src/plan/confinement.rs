@@ -1,0 +1,247 @@
+//! What confines the command besides the new root, and how far each layer will be in force.
+
+use serde::Serialize;
+
+use super::{Plan, PlanError, Step};
+use crate::host::{Host, Landlock};
+use crate::policy::{LandlockMode, Limits, Network, Policy, SandboxPath};
+use crate::report::{Enforcement, Layer};
+
+/// First Landlock ABI that handles TCP (Linux 6.7).
+const ABI_NET: i32 = 4;
+/// First Landlock ABI that handles signals and abstract sockets (Linux 6.12).
+const ABI_SCOPE: i32 = 6;
+
+/// A Landlock ruleset.
+#[derive(Debug, Clone, Serialize)]
+pub struct LandlockPlan {
+    /// The ABI that it is written for: the kernel's.
+    pub abi: i32,
+    /// What is allowed. All other file access that the ABI handles is refused.
+    pub rules: Vec<Rule>,
+    /// TCP bind and connect are refused.
+    pub refuse_tcp: bool,
+    /// Signals and abstract sockets reach no process outside.
+    pub scope: bool,
+}
+
+/// What is allowed beneath one object.
+#[derive(Debug, Clone, Serialize)]
+pub struct Rule {
+    /// Where.
+    pub object: RuleObject,
+    /// What.
+    pub rights: Rights,
+}
+
+/// What a rule is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RuleObject {
+    /// A path inside and all beneath it.
+    Path(SandboxPath),
+    /// The terminal on this standard descriptor, which may be opened again through /dev/stdout and the like.
+    Descriptor(u8),
+}
+
+/// Sets of Landlock rights, by what a place is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rights {
+    /// Read files and list directories.
+    Read,
+    /// And execute.
+    ReadExecute,
+    /// Execute and read single files, or a folder.
+    Execute,
+    /// All but device nodes; execution too, if there is no allowlist.
+    Write,
+    /// Read and write existing files: procfs.
+    WriteFiles,
+    /// Read, write and control devices.
+    Devices,
+}
+
+pub(super) fn decide(plan: &mut Plan, policy: &Policy, host: &Host) -> Result<(), PlanError> {
+    plan.landlock = landlock(plan, policy, host);
+    // Without Landlock's signal scope kill(0) reaches the caller's whole process group, which the pid
+    // namespace does not divide: then the command gets a session of its own.
+    let scope = plan.landlock.as_ref().is_some_and(|landlock| landlock.scope);
+    plan.new_session |= !scope;
+    expect(plan, policy, host);
+    require(plan, policy)
+}
+
+fn landlock(plan: &Plan, policy: &Policy, host: &Host) -> Option<LandlockPlan> {
+    let abi = host.landlock.abi();
+    if abi == 0 || policy.landlock == LandlockMode::Off {
+        return None;
+    }
+    let rule = |target: &SandboxPath, rights| Rule { object: RuleObject::Path(target.clone()), rights };
+    let base = if plan.executables.is_some() { Rights::Read } else { Rights::ReadExecute };
+    let mut rules = vec![rule(&SandboxPath::root(), base)];
+    for step in &plan.steps {
+        match step {
+            Step::Bind { target, attributes, .. } if !attributes.nodev => {
+                rules.push(rule(target, Rights::Write));
+                rules.push(rule(target, Rights::Devices));
+            }
+            Step::Bind { target, attributes, .. } if !attributes.read_only => rules.push(rule(target, Rights::Write)),
+            Step::Tmpfs { target, .. } | Step::Mqueue { target } => rules.push(rule(target, Rights::Write)),
+            Step::Proc { target } => rules.push(rule(target, Rights::WriteFiles)),
+            Step::Dev { target, .. } => {
+                rules.push(rule(target, Rights::Devices));
+                rules.push(rule(&target.join("shm"), Rights::Write));
+            }
+            _ => {}
+        }
+    }
+    if let Some(executables) = &plan.executables {
+        rules.extend(executables.executable().map(|target| rule(target, Rights::Execute)));
+    }
+    if let Some(terminal) = &host.terminal
+        && !policy.new_session
+    {
+        rules.push(Rule { object: RuleObject::Descriptor(terminal.descriptor), rights: Rights::Devices });
+    }
+    Some(LandlockPlan {
+        abi,
+        rules,
+        refuse_tcp: abi >= ABI_NET && policy.network == Network::None,
+        scope: abi >= ABI_SCOPE,
+    })
+}
+
+fn off(why: impl Into<String>) -> Enforcement {
+    Enforcement::Off { why: why.into() }
+}
+
+fn partial(missing: impl Into<String>) -> Enforcement {
+    Enforcement::Partial { missing: missing.into() }
+}
+
+fn expect(plan: &mut Plan, policy: &Policy, host: &Host) {
+    let mut expected = std::mem::take(&mut plan.expected);
+    let always = [
+        Layer::MountNamespace,
+        Layer::PidNamespace,
+        Layer::IpcNamespace,
+        Layer::UtsNamespace,
+        Layer::CgroupNamespace,
+        Layer::Capabilities,
+        Layer::NoNewPrivileges,
+        Layer::Descriptors,
+        Layer::Keyring,
+    ];
+    expected.extend(always.map(|layer| (layer, Enforcement::FULL)));
+    let when = |condition: bool, why: &str| if condition { Enforcement::FULL } else { off(why) };
+    expected.insert(Layer::UserNamespace, when(plan.namespaces.user, "the policy asks for none"));
+    expected.insert(Layer::NetworkNamespace, when(plan.namespaces.network, "the policy keeps the host's network"));
+    expected.insert(Layer::Environment, when(!policy.environment.inherit, "the policy inherits the caller's"));
+    expected.insert(Layer::UsernsLimit, userns_limit(plan));
+    expected.insert(Layer::Seccomp, when(!plan.filters.is_empty(), "the policy asks for no filter"));
+    let fresh_proc = plan.steps.iter().any(|step| matches!(step, Step::Proc { .. }));
+    let host_proc =
+        plan.steps.iter().any(|step| matches!(step, Step::Bind { source, .. } if source.starts_with("/proc")));
+    expected.insert(
+        Layer::Procfs,
+        match (fresh_proc, host_proc) {
+            (_, true) => partial("hiding the host's processes: the policy binds the host's /proc"),
+            (true, false) => Enforcement::FULL,
+            (false, false) => off("the policy has no /proc"),
+        },
+    );
+    landlock_layers(&mut expected, plan, policy, host);
+    if !policy.allowed_commands.is_empty() {
+        let allowlist = match &plan.executables {
+            Some(executables) if !executables.many_commands.is_empty() => {
+                partial("telling the commands in one multi-call file apart")
+            }
+            Some(executables) if !executables.library_folders.is_empty() => {
+                partial("keeping the dynamic loader from programs in the library folders")
+            }
+            Some(_) => Enforcement::FULL,
+            None => partial("anything but the check of the command word"),
+        };
+        expected.insert(Layer::Allowlist, allowlist);
+    }
+    limit_layers(&mut expected, &policy.limits);
+    plan.expected = expected;
+}
+
+fn userns_limit(plan: &Plan) -> Enforcement {
+    match (plan.namespaces.user, plan.filters.is_empty()) {
+        (true, _) => Enforcement::by("user.max_user_namespaces"),
+        (false, false) => Enforcement::by("seccomp"),
+        (false, true) => off("without a user namespace the limit is the host's, and the policy asks for no filter"),
+    }
+}
+
+fn landlock_layers(expected: &mut crate::report::Effective, plan: &Plan, policy: &Policy, host: &Host) {
+    let reason = match host.landlock {
+        _ if policy.landlock == LandlockMode::Off => "the policy turns Landlock off".to_owned(),
+        Landlock::NotBuilt => "this kernel has no Landlock".to_owned(),
+        Landlock::NotEnabled => "Landlock is built in but not enabled at boot".to_owned(),
+        Landlock::Abi(abi) => format!("Landlock ABI {abi} can't"),
+    };
+    let (files, tcp, scope) = match &plan.landlock {
+        None => (off(&reason), off(&reason), off(&reason)),
+        Some(landlock) => {
+            // landlock(7): 2 reparenting, 3 truncation, 5 device ioctls.
+            let missing: Vec<&str> =
+                [(2, "refusing moves between folders"), (3, "refusing truncation"), (5, "refusing device ioctls")]
+                    .into_iter()
+                    .filter(|(abi, _)| landlock.abi < *abi)
+                    .map(|(_, what)| what)
+                    .collect();
+            let by = || Enforcement::by(format!("ABI {}", landlock.abi));
+            let files = if missing.is_empty() { by() } else { partial(missing.join(", ")) };
+            let tcp = match policy.network {
+                Network::None if landlock.refuse_tcp => by(),
+                Network::None => off(&reason),
+                Network::Loopback | Network::Host => off("the policy has a network"),
+            };
+            (files, tcp, if landlock.scope { by() } else { off(&reason) })
+        }
+    };
+    expected.insert(Layer::LandlockFs, files);
+    expected.insert(Layer::LandlockNet, tcp);
+    expected.insert(Layer::LandlockScope, scope);
+}
+
+fn limit_layers(expected: &mut crate::report::Effective, limits: &Limits) {
+    let mut limit = |wanted: bool, layer, state| {
+        if wanted {
+            expected.insert(layer, state);
+        }
+    };
+    limit(limits.timeout.is_some(), Layer::LimitTimeout, Enforcement::by("supervisor"));
+    limit(
+        limits.memory.is_some(),
+        Layer::LimitMemory,
+        partial("a sum over processes: RLIMIT_AS limits each process's address space"),
+    );
+    limit(
+        limits.pids.is_some(),
+        Layer::LimitPids,
+        partial("a count per sandbox: RLIMIT_NPROC counts per user in the user namespace"),
+    );
+    limit(limits.cpus.is_some(), Layer::LimitCpus, Enforcement::by("CPU affinity"));
+    limit(limits.file_size.is_some(), Layer::LimitFileSize, Enforcement::by("RLIMIT_FSIZE"));
+    limit(limits.open_files.is_some(), Layer::LimitOpenFiles, Enforcement::by("RLIMIT_NOFILE"));
+    limit(limits.tmpfs_size.is_some(), Layer::LimitTmpfsSize, Enforcement::by("tmpfs"));
+}
+
+fn require(plan: &Plan, policy: &Policy) -> Result<(), PlanError> {
+    let landlock = (policy.landlock == LandlockMode::Required).then_some(Layer::LandlockFs);
+    for layer in policy.require.iter().copied().chain(landlock) {
+        match plan.expected.get(&layer) {
+            Some(state) if state.is_full() => {}
+            state => {
+                let state = state.map_or_else(|| "the policy does not ask for it".to_owned(), ToString::to_string);
+                return Err(PlanError::Required { layer, state });
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,85 @@
+//! Why there is no plan.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::PathBuf;
+
+use crate::policy::SandboxPath;
+use crate::report::Layer;
+
+/// Why a policy can't be carried out on this host. Nothing was done yet.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The command word is the empty string.
+    #[error("cannot run a command whose name is empty")]
+    EmptyCommand,
+    /// The command word matches no pattern of the allowlist.
+    #[error("command {} is not allowed by the profile", quoted(.word))]
+    NotAllowed {
+        /// As typed.
+        word: OsString,
+        /// The patterns.
+        allowed: Vec<String>,
+    },
+    /// A NUL byte ends a string for the kernel.
+    #[error("cannot pass argument {} with a NUL byte in it", quoted(.0))]
+    NulInArgument(OsString),
+    /// A variable that execve(2) can't carry.
+    #[error("cannot set environment variable {}: its name is empty or has \"=\" in it, or there is a NUL byte", quoted(.0))]
+    BadVariable(OsString),
+    /// A bind's source is not there and not optional.
+    #[error("cannot bind {origin:?} to {target:?}")]
+    Source {
+        /// On the host.
+        origin: PathBuf,
+        /// Inside.
+        target: SandboxPath,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// The host's /proc shows all its processes, and only Landlock keeps the sandbox from looking through them.
+    #[error(
+        "cannot bind the host's {0:?}: only Landlock would keep the sandbox out of other processes, and it is not in force"
+    )]
+    HostProc(PathBuf),
+    /// Without a user namespace the caller must be root.
+    #[error("cannot make namespaces without a user namespace: this needs root")]
+    NeedsPrivilege,
+    /// A layer that was required can't be in force in full.
+    #[error("cannot enforce {layer}, which is required: {state}")]
+    Required {
+        /// Which.
+        layer: Layer,
+        /// What it would be instead.
+        state: String,
+    },
+}
+
+fn quoted(text: &OsString) -> String {
+    format!("{:?}", text.to_string_lossy())
+}
+
+impl PlanError {
+    /// A known cure.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            PlanError::NotAllowed { allowed, .. } => {
+                Some(format!("allowed_commands has: {}. It matches the word as typed", allowed.join(", ")))
+            }
+            PlanError::Source { .. } => {
+                Some("make the source, or say \"optional\": true to go on without it".to_owned())
+            }
+            PlanError::HostProc(_) => {
+                Some("leave the bind out: a fresh /proc of the sandbox's own processes is mounted by itself".to_owned())
+            }
+            PlanError::NeedsPrivilege => {
+                Some("run as root, or leave out \"user_namespace_isolation\": false".to_owned())
+            }
+            PlanError::EmptyCommand
+            | PlanError::NulInArgument(_)
+            | PlanError::BadVariable(_)
+            | PlanError::Required { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! Decides, once and in full, what a run will do on this host and what protection results. Pure: everything
+//! it needs to know is in `Policy` and `Host`. `sandbox` carries the plan out and decides nothing.
+
+mod confinement;
+mod error;
+mod executables;
+mod render;
+mod root;
+mod view;
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+use crate::host::Host;
+use crate::policy::{Filter, Limits, Network, Policy, SandboxPath, Workdir};
+use crate::report::Effective;
+use crate::sys;
+
+pub use confinement::{LandlockPlan, Rights, Rule, RuleObject};
+pub use error::PlanError;
+pub use executables::Executables;
+pub use root::{Attributes, Skipped, Step};
+
+/// Everything that will be done, in the order in which it will be done.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    /// The policy's name.
+    pub name: String,
+    /// What runs in the end.
+    pub command: CommandPlan,
+    /// The namespaces, made by one clone.
+    pub namespaces: Namespaces,
+    /// The caller's ids, the only ones that are mapped.
+    pub ids: Ids,
+    /// The host name inside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// The new root, step by step.
+    pub steps: Vec<Step>,
+    /// What is not bound because it is not there.
+    pub skipped: Vec<Skipped>,
+    /// The root that the steps are built on is made read-only in the end.
+    pub seal_root: bool,
+    /// The allowlist, where the kernel holds it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub executables: Option<Executables>,
+    /// The Landlock ruleset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub landlock: Option<LandlockPlan>,
+    /// seccomp filters in order of installation.
+    #[serde(serialize_with = "filters")]
+    pub filters: Vec<Filter>,
+    /// Limits that setrlimit(2) sets.
+    pub rlimits: Vec<Rlimit>,
+    /// How many CPUs may be used at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<u32>,
+    /// Bytes in the tmpfs that all without a size of their own share.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tmpfs_size: Option<u64>,
+    /// Wall-clock limit, seconds, and the grace behind it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Timeout>,
+    /// The command gets a session of its own: no terminal, and no signal to the caller's process group.
+    pub new_session: bool,
+    /// The kernel's new mount interface is used (Linux 5.12), else mount(2).
+    pub mount_api: bool,
+    /// What will be in force when the command starts.
+    pub expected: Effective,
+}
+
+/// What runs.
+#[derive(Debug, Clone, Serialize)]
+pub struct CommandPlan {
+    /// argv, the command word as typed first.
+    #[serde(serialize_with = "lossy_list")]
+    pub argv: Vec<OsString>,
+    /// Paths inside that the command word may mean, tried in order.
+    pub candidates: Vec<PathBuf>,
+    /// The whole environment.
+    #[serde(serialize_with = "lossy_pairs")]
+    pub environment: Vec<(OsString, OsString)>,
+    /// Directories to start in: the first that exists inside.
+    #[serde(serialize_with = "lossy_list")]
+    pub workdir: Vec<PathBuf>,
+}
+
+/// Which namespaces are new. The mount and pid namespaces always are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Namespaces {
+    /// A user namespace.
+    pub user: bool,
+    /// A second one inside it: devpts wants user id 0 mapped while it is mounted (fs/devpts/inode.c,
+    /// mknod_ptmx), the command wants the caller's.
+    pub nested_user: bool,
+    /// A network namespace.
+    pub network: bool,
+}
+
+/// The caller's ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Ids {
+    /// User id, inside and outside.
+    pub uid: u32,
+    /// Group id, inside and outside.
+    pub gid: u32,
+}
+
+/// A limit that setrlimit(2) sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Rlimit {
+    /// Which.
+    pub resource: RlimitResource,
+    /// Soft and hard limit.
+    pub value: u64,
+}
+
+/// The resources of setrlimit(2) that are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RlimitResource {
+    /// RLIMIT_CORE.
+    Core,
+    /// RLIMIT_AS.
+    AddressSpace,
+    /// RLIMIT_NPROC.
+    Processes,
+    /// RLIMIT_FSIZE.
+    FileSize,
+    /// RLIMIT_NOFILE.
+    OpenFiles,
+}
+
+/// The wall-clock limit.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Timeout {
+    /// Then the whole tree gets SIGTERM.
+    #[serde(rename = "after_seconds", serialize_with = "seconds")]
+    pub after: Duration,
+    /// And so much later SIGKILL.
+    #[serde(rename = "kill_after_seconds", serialize_with = "seconds")]
+    pub kill_after: Duration,
+}
+
+impl Plan {
+    /// Decides.
+    ///
+    /// # Errors
+    /// [`PlanError`] when the policy contradicts itself or this host can't hold it.
+    pub fn new(policy: &Policy, host: &Host) -> Result<Self, PlanError> {
+        let root = root::build(policy, host)?;
+        let environment = environment(policy, host);
+        let candidates = candidates(policy, &environment)?;
+        let executables = executables::build(policy, host, &root.steps, &environment)?;
+        let root_is_chosen = root
+            .steps
+            .iter()
+            .any(|step| matches!(step, Step::Bind { target, .. } | Step::Tmpfs { target, .. } if target.is_root()));
+        let mut plan = Self {
+            name: policy.name.clone(),
+            command: CommandPlan {
+                argv: argv(policy),
+                candidates,
+                workdir: workdir(policy, host, &environment),
+                environment,
+            },
+            namespaces: Namespaces {
+                user: policy.user_namespace,
+                nested_user: policy.user_namespace && host.uid != 0 && root.has_devpts,
+                network: policy.network != Network::Host,
+            },
+            ids: Ids { uid: host.uid, gid: host.gid },
+            hostname: policy.hostname.clone(),
+            steps: root.steps,
+            skipped: root.skipped,
+            seal_root: !root_is_chosen,
+            executables,
+            landlock: None,
+            filters: policy.filters.clone(),
+            rlimits: rlimits(&policy.limits),
+            cpus: policy.limits.cpus,
+            tmpfs_size: policy.limits.tmpfs_size,
+            timeout: policy.limits.timeout.map(|after| Timeout {
+                after,
+                kill_after: policy.limits.kill_after.unwrap_or(Limits::DEFAULT_KILL_AFTER),
+            }),
+            new_session: policy.new_session,
+            mount_api: host.mount_api,
+            expected: Effective::new(),
+        };
+        if !plan.namespaces.user && host.uid != 0 {
+            return Err(PlanError::NeedsPrivilege);
+        }
+        plan.mark_noexec();
+        confinement::decide(&mut plan, policy, host)?;
+        Ok(plan)
+    }
+
+    /// Under a kernel-held allowlist nothing is executable but the allowed files, which are bound over themselves.
+    fn mark_noexec(&mut self) {
+        let Some(executables) = &self.executables else { return };
+        for step in &mut self.steps {
+            match step {
+                Step::Bind { attributes, .. } => attributes.noexec = true,
+                Step::Tmpfs { noexec, .. } | Step::Dev { noexec, .. } => *noexec = true,
+                _ => {}
+            }
+        }
+        self.steps.extend(executables.mounts().map(|target| Step::Executable { target: target.clone() }));
+    }
+}
+
+fn argv(policy: &Policy) -> Vec<OsString> {
+    let mut argv = policy.command.clone();
+    if let (Some(first), Some(argv0)) = (argv.first_mut(), &policy.argv0) {
+        first.clone_from(argv0);
+    }
+    argv
+}
+
+/// The command's environment: what is passed from the caller's, then what the policy sets.
+fn environment(policy: &Policy, host: &Host) -> Vec<(OsString, OsString)> {
+    let wanted = &policy.environment;
+    let passes = |name: &OsStr| wanted.inherit || wanted.pass.iter().any(|pattern| sys::fnmatch(pattern, name));
+    let mut variables: BTreeMap<&OsStr, &OsStr> = host
+        .environment
+        .iter()
+        .filter(|(name, _)| !wanted.unset.contains(name) && passes(name))
+        .map(|(name, value)| (name.as_os_str(), value.as_os_str()))
+        .collect();
+    variables.extend(wanted.set.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str())));
+    variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+fn variable<'a>(environment: &'a [(OsString, OsString)], name: &str) -> Option<&'a OsStr> {
+    environment.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_os_str())
+}
+
+/// Where execvp(3) looks when there is no PATH (_CS_PATH).
+const DEFAULT_PATH: &str = "/usr/bin:/bin";
+
+/// The directories of the command's own PATH.
+fn search_path(environment: &[(OsString, OsString)]) -> Vec<PathBuf> {
+    let path = variable(environment, "PATH").unwrap_or(OsStr::new(DEFAULT_PATH));
+    std::env::split_paths(path).map(|dir| if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir }).collect()
+}
+
+/// Paths that the command word may mean inside; also the check of the word itself.
+fn candidates(policy: &Policy, environment: &[(OsString, OsString)]) -> Result<Vec<PathBuf>, PlanError> {
+    let Some(word) = policy.command.first() else { return Ok(Vec::new()) };
+    if word.is_empty() {
+        return Err(PlanError::EmptyCommand);
+    }
+    let nul = |text: &OsString| text.as_bytes().contains(&0);
+    if let Some(bad) = policy.command.iter().chain(&policy.argv0).find(|word| nul(word)) {
+        return Err(PlanError::NulInArgument(bad.clone()));
+    }
+    if let Some((name, _)) = environment
+        .iter()
+        .find(|(name, value)| nul(name) || nul(value) || name.is_empty() || name.as_bytes().contains(&b'='))
+    {
+        return Err(PlanError::BadVariable(name.clone()));
+    }
+    let allowed = &policy.allowed_commands;
+    if !allowed.is_empty() && !allowed.iter().any(|pattern| sys::fnmatch(pattern, word)) {
+        return Err(PlanError::NotAllowed { word: word.clone(), allowed: allowed.clone() });
+    }
+    if word.as_bytes().contains(&b'/') {
+        return Ok(vec![PathBuf::from(word)]);
+    }
+    Ok(search_path(environment).iter().map(|dir| dir.join(word)).collect())
+}
+
+fn workdir(policy: &Policy, host: &Host, environment: &[(OsString, OsString)]) -> Vec<PathBuf> {
+    match &policy.workdir {
+        Workdir::Path(path) => vec![path.as_path().to_owned()],
+        Workdir::Caller => {
+            let home = variable(environment, "HOME").map(PathBuf::from).filter(|home| home.is_absolute());
+            // A directory that getcwd(2) can't reach from the root has a name that means nothing inside.
+            let cwd = host.cwd.clone().filter(|cwd| cwd.is_absolute());
+            cwd.into_iter().chain(home).chain([PathBuf::from("/")]).collect()
+        }
+    }
+}
+
+fn rlimits(limits: &Limits) -> Vec<Rlimit> {
+    let limit = |resource, value: Option<u64>| value.map(|value| Rlimit { resource, value });
+    [
+        // A core file is a copy of memory that nobody asked for.
+        limit(RlimitResource::Core, Some(0)),
+        limit(RlimitResource::AddressSpace, limits.memory),
+        limit(RlimitResource::Processes, limits.pids),
+        limit(RlimitResource::FileSize, limits.file_size),
+        limit(RlimitResource::OpenFiles, limits.open_files),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(duration.as_secs_f64())
+}
+
+/// JSON has no bytes: what is not UTF-8 is shown with replacement characters.
+fn lossy_list<T: AsRef<OsStr>, S: Serializer>(list: &[T], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(list.iter().map(|item| item.as_ref().to_string_lossy()))
+}
+
+fn lossy_pairs<S: Serializer>(pairs: &[(OsString, OsString)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(pairs.iter().map(|(key, value)| (key.to_string_lossy(), value.to_string_lossy())))
+}
+
+fn lossy_path<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
+fn filters<S: Serializer>(filters: &[Filter], serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Shown<'a> {
+        origin: &'a str,
+        instructions: usize,
+    }
+    serializer.collect_seq(
+        filters
+            .iter()
+            .map(|filter| Shown { origin: &filter.origin, instructions: filter.program.instructions().len() }),
+    )
+}
+
+/// A path below the sandbox's root; for joins of plain names.
+fn inside(path: impl AsRef<Path>) -> Option<SandboxPath> {
+    SandboxPath::new(path).ok()
+}

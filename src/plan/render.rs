@@ -1,0 +1,132 @@
+//! A plan as text, for `--dry-run`: a line a step, in the order in which they will be done.
+
+use std::fmt;
+
+use super::{Plan, Rights, RuleObject, Step};
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words: Vec<_> = self.command.argv.iter().map(|word| word.to_string_lossy()).collect();
+        writeln!(f, "profile    {}", self.name)?;
+        writeln!(f, "command    {}", words.join(" "))?;
+        writeln!(f, "ids        uid {}, gid {}", self.ids.uid, self.ids.gid)?;
+        writeln!(f, "namespaces mount, pid, ipc, uts, cgroup{}", self.more_namespaces())?;
+        if let Some(hostname) = &self.hostname {
+            writeln!(f, "hostname   {hostname}")?;
+        }
+        writeln!(f, "\nnew root:")?;
+        for step in &self.steps {
+            writeln!(f, "  {step}")?;
+        }
+        if self.seal_root {
+            writeln!(f, "  make the root itself read-only")?;
+        }
+        for skipped in &self.skipped {
+            writeln!(f, "  skip {} ({})", skipped.source.display(), skipped.why)?;
+        }
+        self.fmt_confinement(f)?;
+        writeln!(f, "\nstart:")?;
+        let workdir: Vec<_> = self.command.workdir.iter().map(|dir| dir.display().to_string()).collect();
+        writeln!(f, "  directory   {}", workdir.join(", else "))?;
+        let candidates: Vec<_> = self.command.candidates.iter().map(|path| path.display().to_string()).collect();
+        writeln!(f, "  executable  {}", candidates.join(", else "))?;
+        for (name, value) in &self.command.environment {
+            writeln!(f, "  environment {}={}", name.to_string_lossy(), value.to_string_lossy())?;
+        }
+        if let Some(timeout) = &self.timeout {
+            writeln!(f, "  timeout     SIGTERM after {:?}, SIGKILL {:?} later", timeout.after, timeout.kill_after)?;
+        }
+        writeln!(f, "\nexpected protection:")?;
+        for (layer, state) in &self.expected {
+            writeln!(f, "  {:<18} {state}", layer.name())?;
+        }
+        Ok(())
+    }
+}
+
+impl Plan {
+    fn more_namespaces(&self) -> String {
+        let names = [
+            (self.namespaces.user, ", user"),
+            (self.namespaces.nested_user, ", user (second)"),
+            (self.namespaces.network, ", network"),
+        ];
+        names.iter().filter(|(wanted, _)| *wanted).map(|(_, name)| *name).collect()
+    }
+
+    fn fmt_confinement(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\nconfine:")?;
+        writeln!(
+            f,
+            "  close descriptors above 2, new session keyring{}",
+            if self.new_session { ", new session" } else { "" }
+        )?;
+        for limit in &self.rlimits {
+            writeln!(f, "  limit {:?} to {}", limit.resource, limit.value)?;
+        }
+        if let Some(cpus) = self.cpus {
+            writeln!(f, "  limit to {cpus} CPUs")?;
+        }
+        writeln!(f, "  drop all capabilities, set no_new_privs")?;
+        if let Some(landlock) = &self.landlock {
+            let tcp = if landlock.refuse_tcp { ", no TCP" } else { "" };
+            let scope = if landlock.scope { ", signals and abstract sockets confined" } else { "" };
+            writeln!(f, "  Landlock ABI {}{tcp}{scope}", landlock.abi)?;
+            for rule in &landlock.rules {
+                let object = match &rule.object {
+                    RuleObject::Path(path) => path.to_string(),
+                    RuleObject::Descriptor(number) => format!("terminal on descriptor {number}"),
+                };
+                writeln!(f, "    {:<12} {object}", rights(rule.rights))?;
+            }
+        }
+        for filter in &self.filters {
+            writeln!(f, "  seccomp {} ({} instructions)", filter.origin, filter.program.instructions().len())?;
+        }
+        Ok(())
+    }
+}
+
+fn rights(rights: Rights) -> &'static str {
+    match rights {
+        Rights::Read => "read",
+        Rights::ReadExecute => "read+execute",
+        Rights::Execute => "execute",
+        Rights::Write => "write",
+        Rights::WriteFiles => "write files",
+        Rights::Devices => "devices",
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::Bind { source, target, attributes } => {
+                let flag = |set, name| if set { name } else { "" };
+                let access = if attributes.read_only { "ro" } else { "rw" };
+                write!(f, "bind {}", source.display())?;
+                if source != target.as_path() {
+                    write!(f, " to {target}")?;
+                }
+                write!(f, " ({access}{}{})", flag(!attributes.nodev, ", devices"), flag(attributes.noexec, ", noexec"))
+            }
+            Step::Tmpfs { target, mode, size: None, .. } => write!(f, "tmpfs {target} (mode {mode:o})"),
+            Step::Tmpfs { target, mode, size: Some(size), .. } => {
+                write!(f, "tmpfs {target} (mode {mode:o}, {size} bytes)")
+            }
+            Step::Proc { target } => write!(f, "procfs {target}"),
+            Step::MaskProc { target } => write!(f, "mask control files below {target}"),
+            Step::Dev { target, console: None, .. } => write!(f, "minimal /dev at {target}"),
+            Step::Dev { target, console: Some(console), .. } => {
+                write!(f, "minimal /dev at {target}, console {}", console.display())
+            }
+            Step::Mqueue { target } => write!(f, "message queues {target}"),
+            Step::Dir { target, mode } => write!(f, "directory {target} (mode {mode:o})"),
+            Step::Symlink { text, target } => write!(f, "link {target} -> {}", text.display()),
+            Step::Chmod { target, mode } => write!(f, "mode of {target} {mode:o}"),
+            Step::RemountReadOnly { target } => write!(f, "make the mount {target} read-only"),
+            Step::Hide { target } => write!(f, "hide {target}"),
+            Step::Executable { target } => write!(f, "allow execution of {target}"),
+        }
+    }
+}

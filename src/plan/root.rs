@@ -1,0 +1,268 @@
+//! The new root: from the policy's operations to steps, each with what the host's files say about it.
+
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use serde::Serialize;
+
+use super::{PlanError, inside, lossy_path};
+use crate::host::{Files, Host, Kind};
+use crate::policy::{Access, FsOp, LandlockMode, Policy, SandboxPath};
+
+/// One step on the new root. Targets are resolved under its descriptor and never lead out of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "do")]
+pub enum Step {
+    /// Bind a host path with its submounts.
+    Bind {
+        /// On the host.
+        #[serde(serialize_with = "lossy_path")]
+        source: PathBuf,
+        /// Inside.
+        target: SandboxPath,
+        /// Mount attributes, submounts included.
+        attributes: Attributes,
+    },
+    /// An empty tmpfs.
+    Tmpfs {
+        /// Where.
+        target: SandboxPath,
+        /// Permission bits.
+        mode: u32,
+        /// Bytes; none: a part of the one tmpfs that is shared.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        size: Option<u64>,
+        /// Nothing can be executed there.
+        noexec: bool,
+    },
+    /// A procfs of the new pid namespace.
+    Proc {
+        /// Where.
+        target: SandboxPath,
+    },
+    /// Control files below a procfs made unreadable, control folders read-only.
+    MaskProc {
+        /// The procfs.
+        target: SandboxPath,
+    },
+    /// A minimal /dev.
+    Dev {
+        /// Where.
+        target: SandboxPath,
+        /// The terminal that becomes `console`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        console: Option<PathBuf>,
+        /// Nothing can be executed in its shm.
+        noexec: bool,
+    },
+    /// A POSIX message queue file system.
+    Mqueue {
+        /// Where.
+        target: SandboxPath,
+    },
+    /// A directory.
+    Dir {
+        /// Where.
+        target: SandboxPath,
+        /// Permission bits.
+        mode: u32,
+    },
+    /// A symbolic link.
+    Symlink {
+        /// What it says.
+        #[serde(serialize_with = "lossy_path")]
+        text: PathBuf,
+        /// Where.
+        target: SandboxPath,
+    },
+    /// Permission bits.
+    Chmod {
+        /// Of what.
+        target: SandboxPath,
+        /// The bits.
+        mode: u32,
+    },
+    /// One mount made read-only.
+    RemountReadOnly {
+        /// Which.
+        target: SandboxPath,
+    },
+    /// Something empty and unreadable over what is there.
+    Hide {
+        /// Over what.
+        target: SandboxPath,
+    },
+    /// An allowed file or folder bound over itself without noexec.
+    Executable {
+        /// Which.
+        target: SandboxPath,
+    },
+}
+
+impl Step {
+    /// Where the step takes effect.
+    pub fn target(&self) -> &SandboxPath {
+        match self {
+            Step::Bind { target, .. }
+            | Step::Tmpfs { target, .. }
+            | Step::Proc { target }
+            | Step::MaskProc { target }
+            | Step::Dev { target, .. }
+            | Step::Mqueue { target }
+            | Step::Dir { target, .. }
+            | Step::Symlink { target, .. }
+            | Step::Chmod { target, .. }
+            | Step::RemountReadOnly { target }
+            | Step::Hide { target }
+            | Step::Executable { target } => target,
+        }
+    }
+}
+
+/// Attributes of a bind. nosuid is always set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Attributes {
+    /// Nothing can be changed.
+    pub read_only: bool,
+    /// Device nodes can't be opened.
+    pub nodev: bool,
+    /// Nothing can be executed.
+    pub noexec: bool,
+}
+
+/// A bind that is left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Skipped {
+    /// On the host.
+    #[serde(serialize_with = "lossy_path")]
+    pub source: PathBuf,
+    /// Inside.
+    pub target: SandboxPath,
+    /// Why.
+    pub why: String,
+}
+
+/// What [`build`] finds.
+pub(super) struct Root {
+    pub(super) steps: Vec<Step>,
+    pub(super) skipped: Vec<Skipped>,
+    pub(super) has_devpts: bool,
+}
+
+pub(super) fn build(policy: &Policy, host: &Host) -> Result<Root, PlanError> {
+    let mut root = Root { steps: Vec::new(), skipped: Vec::new(), has_devpts: false };
+    for op in &policy.fs {
+        match op {
+            FsOp::Bind { source, target, access, optional } => {
+                bind(&mut root, policy, host, &Bind { source, target, access: *access, optional: *optional })?;
+            }
+            FsOp::Tmpfs { target, mode, size } => {
+                root.steps.push(Step::Tmpfs { target: target.clone(), mode: *mode, size: *size, noexec: false });
+            }
+            FsOp::Proc { target } => {
+                root.steps.push(Step::Proc { target: target.clone() });
+                root.steps.push(Step::MaskProc { target: target.clone() });
+            }
+            FsOp::Dev { target } => {
+                let console =
+                    if policy.new_session { None } else { host.terminal.as_ref().and_then(|tty| tty.path.clone()) };
+                root.steps.push(Step::Dev { target: target.clone(), console, noexec: false });
+                root.has_devpts = true;
+            }
+            FsOp::Mqueue { target } => root.steps.push(Step::Mqueue { target: target.clone() }),
+            FsOp::Dir { target, mode } => root.steps.push(Step::Dir { target: target.clone(), mode: *mode }),
+            FsOp::Symlink { text, target } => {
+                root.steps.push(Step::Symlink { text: text.clone(), target: target.clone() });
+            }
+            FsOp::Chmod { target, mode } => root.steps.push(Step::Chmod { target: target.clone(), mode: *mode }),
+            FsOp::RemountReadOnly { target } => root.steps.push(Step::RemountReadOnly { target: target.clone() }),
+            FsOp::Hide { target } => root.steps.push(Step::Hide { target: target.clone() }),
+        }
+    }
+    Ok(root)
+}
+
+struct Bind<'a> {
+    source: &'a Path,
+    target: &'a SandboxPath,
+    access: Access,
+    optional: bool,
+}
+
+fn bind(root: &mut Root, policy: &Policy, host: &Host, bind: &Bind<'_>) -> Result<(), PlanError> {
+    let Bind { source, target, access, optional } = bind;
+    let kind = match host.files.kind(source) {
+        // A dangling link is as missing as nothing at all.
+        Ok(Kind::Link(text)) => host.files.target_kind(source).map(|_| Some(text)),
+        Ok(_) => Ok(None),
+        Err(error) => Err(error),
+    };
+    let link = match kind {
+        Ok(link) => link,
+        Err(error) if *optional && error.kind() == io::ErrorKind::NotFound => {
+            let skipped = Skipped {
+                source: source.to_path_buf(),
+                target: (*target).clone(),
+                why: "no such file or directory".into(),
+            };
+            root.skipped.push(skipped);
+            return Ok(());
+        }
+        Err(cause) => return Err(PlanError::Source { origin: source.to_path_buf(), target: (*target).clone(), cause }),
+    };
+    if let Some(text) = link
+        && *access == Access::ReadOnly
+        && source == &target.as_path()
+        && leads_into_bind(policy, source, &text)
+    {
+        // The links of merged /usr cost a mount each when bound, and mean the same when made again.
+        root.steps.push(Step::Symlink { text, target: (*target).clone() });
+        return Ok(());
+    }
+    let from_proc = comes_from_proc(host.files.as_ref(), source);
+    if from_proc && (host.landlock.abi() == 0 || policy.landlock == LandlockMode::Off) {
+        return Err(PlanError::HostProc(source.to_path_buf()));
+    }
+    let attributes = Attributes {
+        read_only: *access == Access::ReadOnly || from_proc,
+        nodev: *access != Access::Device,
+        noexec: false,
+    };
+    root.steps.push(Step::Bind { source: source.to_path_buf(), target: (*target).clone(), attributes });
+    if from_proc && source == &Path::new("/proc") {
+        root.steps.push(Step::MaskProc { target: (*target).clone() });
+    } else if source.as_os_str() == "/" && !target.is_root() {
+        // The host's whole tree brings the host's procfs along; nobody asked for that.
+        root.steps.push(Step::Hide { target: target.join("proc") });
+    }
+    Ok(())
+}
+
+/// Whether what the bound link says lies below another bind that shows the same host path under the same name.
+fn leads_into_bind(policy: &Policy, link: &Path, text: &Path) -> bool {
+    let parent = link.parent().unwrap_or(Path::new("/"));
+    let mut resolved = PathBuf::new();
+    for component in parent.join(text).components() {
+        match component {
+            // `..` behind a link means something else than its text says.
+            Component::ParentDir => return false,
+            other => resolved.push(other),
+        }
+    }
+    let Some(resolved) = inside(&resolved) else { return false };
+    policy.fs.iter().any(|op| match op {
+        FsOp::Bind { source, target, access: Access::ReadOnly, .. } => {
+            source == target.as_path() && target.as_path() != link && resolved.is_under(target)
+        }
+        _ => false,
+    })
+}
+
+fn comes_from_proc(files: &dyn Files, source: &Path) -> bool {
+    if source.starts_with("/proc") {
+        return true;
+    }
+    // A link or `..` may lead there; the plain case is decided without a system call.
+    source.components().any(|component| component == Component::ParentDir)
+        && files.canonical(source).is_ok_and(|path| path.starts_with("/proc"))
+}

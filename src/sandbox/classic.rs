@@ -1,0 +1,127 @@
+//! Binds by mount(2), for kernels before 5.12 and filters that hide the newer calls. Attributes are set mount by
+//! mount from /proc/self/mountinfo, which is read for each bind that has them.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+
+use super::resolve::open_in_root;
+use crate::plan::Attributes;
+
+/// The name by which mount(2) reaches what a descriptor names.
+pub(super) fn proc_path(fd: impl AsFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()))
+}
+
+/// Binds `source` with its submounts over what `target` names.
+pub(super) fn bind(source: &Path, target: impl AsFd) -> nix::Result<()> {
+    mount(Some(source), &proc_path(target), None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+}
+
+/// Sets attributes on the mount at `target` inside `root`, and on all visible mounts below it.
+pub(super) fn set_attributes(root: &OwnedFd, target: &Path, attributes: Attributes) -> nix::Result<()> {
+    let top = open_in_root(root, target)?;
+    let top_name = nix::fcntl::readlink(&proc_path(&top))?;
+    let root_name = nix::fcntl::readlink(&proc_path(root))?;
+    // From /proc of the caller, which is still mounted: this runs before the old root is detached.
+    let table = std::fs::read("/proc/self/mountinfo").map_err(|_| Errno::ENOENT)?;
+    for entry in table.split(|byte| *byte == b'\n').filter_map(parse) {
+        if !entry.point.starts_with(&top_name) {
+            continue;
+        }
+        let Ok(inside) = entry.point.strip_prefix(&root_name) else { continue };
+        // What is covered by a later mount can't be opened, and can't be seen inside either.
+        let Ok(fd) = open_in_root(root, inside) else { continue };
+        let flags = wanted(attributes) | entry.flags | MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
+        mount(None::<&str>, &proc_path(&fd), None::<&str>, flags, None::<&str>)?;
+    }
+    Ok(())
+}
+
+/// Makes one mount executable again.
+pub(super) fn allow_execution(root: &OwnedFd, target: &Path) -> nix::Result<()> {
+    let fd = open_in_root(root, target)?;
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(None::<&str>, &proc_path(&fd), None::<&str>, flags, None::<&str>)
+}
+
+/// Makes one mount read-only.
+pub(super) fn make_read_only(root: &OwnedFd, target: &Path) -> nix::Result<()> {
+    let fd = open_in_root(root, target)?;
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(None::<&str>, &proc_path(&fd), None::<&str>, flags, None::<&str>)
+}
+
+fn wanted(attributes: Attributes) -> MsFlags {
+    let flag = |set, flag| if set { flag } else { MsFlags::empty() };
+    MsFlags::MS_NOSUID
+        | flag(attributes.read_only, MsFlags::MS_RDONLY)
+        | flag(attributes.nodev, MsFlags::MS_NODEV)
+        | flag(attributes.noexec, MsFlags::MS_NOEXEC)
+}
+
+struct Entry {
+    point: PathBuf,
+    flags: MsFlags,
+}
+
+/// A line of mountinfo (proc(5)): the fifth field is the mount point, the sixth its options. Flags that the host
+/// set are locked in a user namespace, so a remount must repeat them.
+fn parse(line: &[u8]) -> Option<Entry> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let point = unescape(fields.nth(4)?);
+    let options = std::str::from_utf8(fields.next()?).ok()?;
+    let flags = options.split(',').filter_map(|option| {
+        Some(match option {
+            "ro" => MsFlags::MS_RDONLY,
+            "nosuid" => MsFlags::MS_NOSUID,
+            "nodev" => MsFlags::MS_NODEV,
+            "noexec" => MsFlags::MS_NOEXEC,
+            "noatime" => MsFlags::MS_NOATIME,
+            "nodiratime" => MsFlags::MS_NODIRATIME,
+            "relatime" => MsFlags::MS_RELATIME,
+            _ => return None,
+        })
+    });
+    Some(Entry { point: PathBuf::from(std::ffi::OsString::from_vec(point)), flags: flags.collect() })
+}
+
+/// Blanks, tabs, newlines and backslashes are octal in mountinfo.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, tail)) = rest.split_first() {
+        let octal = tail
+            .get(..3)
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match octal {
+            Some(byte) if first == b'\\' => {
+                plain.push(byte);
+                rest = tail.get(3..).unwrap_or_default();
+            }
+            _ => {
+                plain.push(first);
+                rest = tail;
+            }
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountinfo_lines_are_read_with_escapes() {
+        let entry = parse(br"36 35 98:0 /mnt1 /mnt\0402 ro,noexec,relatime master:1 - ext3 /dev/root rw").unwrap();
+        assert_eq!(entry.point, Path::new("/mnt 2"));
+        assert_eq!(entry.flags, MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC | MsFlags::MS_RELATIME);
+        assert!(parse(b"").is_none());
+        assert_eq!(unescape(br"a\1"), br"a\1");
+    }
+}

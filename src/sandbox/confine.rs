@@ -1,0 +1,186 @@
+//! What makes a process powerless, in the order that the kernel dictates. Irreversible. `exec` takes the proof that
+//! it was done, so executing unconfined does not compile.
+
+use std::error::Error;
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use landlock::{
+    ABI, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreated, RulesetCreatedAttr, RulesetStatus, Scope,
+};
+use nix::errno::Errno;
+use nix::fcntl::AtFlags;
+use nix::sys::prctl;
+use nix::unistd::{execve, execveat};
+
+use super::descriptors::close_all_but;
+use super::failure::{At, Fault, Stage};
+use super::prepare::Prepared;
+use crate::plan::{LandlockPlan, Rights, RuleObject};
+use crate::sys;
+
+/// Proof that no capability is left and none can come back.
+#[derive(Debug)]
+pub(super) struct Unprivileged(());
+
+/// Proof that every layer of the plan is in force on this process.
+#[derive(Debug)]
+pub(super) struct Confined(());
+
+/// Empties all five capability sets, sets no_new_privs, and reads the state back.
+pub(super) fn drop_privileges() -> Result<Unprivileged, Fault> {
+    let held = |_| Errno::EPERM;
+    // Bounding first: dropping from it needs CAP_SETPCAP. By number until the kernel knows no more, since a newer
+    // kernel has more capabilities than any list.
+    let mut count = 0;
+    while sys::drop_bounding(count).at_index(Stage::Capabilities, count.into())? {
+        count += 1;
+    }
+    caps::clear(None, caps::CapSet::Ambient).map_err(held).at(Stage::Capabilities)?;
+    // Effective before permitted, as capset(2) wants the one to be a subset of the other.
+    for set in [caps::CapSet::Effective, caps::CapSet::Inheritable, caps::CapSet::Permitted] {
+        caps::clear(None, set).map_err(held).at(Stage::Capabilities)?;
+    }
+    prctl::set_no_new_privs().at(Stage::NoNewPrivileges)?;
+    verify(count)?;
+    Ok(Unprivileged(()))
+}
+
+/// The kernel's own word for it. Ambient is a subset of permitted (capabilities(7)), so it needs no look.
+fn verify(count: u8) -> Result<(), Fault> {
+    for set in [caps::CapSet::Effective, caps::CapSet::Inheritable, caps::CapSet::Permitted] {
+        let left = caps::read(None, set).map_err(|_| Errno::EPERM).at(Stage::CapabilitiesHeld)?;
+        if !left.is_empty() {
+            return Err(Errno::EPERM).at(Stage::CapabilitiesHeld);
+        }
+    }
+    for capability in 0..count {
+        if sys::in_bounding(capability).at(Stage::CapabilitiesHeld)? != Some(false) {
+            return Err(Errno::EPERM).at_index(Stage::CapabilitiesHeld, capability.into());
+        }
+    }
+    match prctl::get_no_new_privs() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Errno::EPERM).at(Stage::NoNewPrivileges),
+        Err(errno) => Err(errno).at(Stage::NoNewPrivileges),
+    }
+}
+
+/// Builds the Landlock ruleset. After pivot_root: a domain forbids mounts, and paths must be those inside.
+pub(super) fn ruleset(plan: &LandlockPlan) -> Result<RulesetCreated, Fault> {
+    let abi = known_abi(plan.abi);
+    let create = || {
+        // Everything that the plan relies on must be handled: a kernel that can't is an error, not a smaller set.
+        let mut ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+        ruleset = ruleset.handle_access(all_rights(abi))?;
+        if plan.refuse_tcp {
+            ruleset = ruleset.handle_access(AccessNet::BindTcp | AccessNet::ConnectTcp)?;
+        }
+        if plan.scope {
+            ruleset = ruleset.scope(Scope::AbstractUnixSocket | Scope::Signal)?;
+        }
+        ruleset.create()
+    };
+    let mut ruleset = create().map_err(|error| errno_of(&error)).at(Stage::LandlockRuleset)?;
+    for (index, rule) in plan.rules.iter().enumerate() {
+        let rights = rights(rule.rights, abi);
+        let added = match &rule.object {
+            RuleObject::Path(path) => PathFd::new(path.as_path())
+                .map_err(|error| errno_of(&error))
+                .and_then(|fd| add_rule(ruleset, &fd, rights)),
+            RuleObject::Descriptor(number) => add_rule(ruleset, &sys::borrow_number(i32::from(*number)), rights),
+        };
+        ruleset = added.at_index(Stage::LandlockRule, index)?;
+    }
+    Ok(ruleset)
+}
+
+fn add_rule(ruleset: RulesetCreated, object: &impl AsFd, rights: BitFlags<AccessFs>) -> nix::Result<RulesetCreated> {
+    // A file takes only the rights that files can have.
+    let stat = nix::sys::stat::fstat(object.as_fd())?;
+    let is_directory = super::resolve::kind(&stat) == nix::sys::stat::SFlag::S_IFDIR;
+    let rights = if is_directory { rights } else { rights & AccessFs::from_file(ABI::V5) };
+    if rights.is_empty() {
+        return Ok(ruleset);
+    }
+    ruleset.add_rule(PathBeneath::new(object.as_fd(), rights)).map_err(|error| errno_of(&error))
+}
+
+/// The newest ABI that both sides know.
+fn known_abi(abi: i32) -> ABI {
+    match abi {
+        ..=0 => ABI::Unsupported,
+        1 => ABI::V1,
+        2 => ABI::V2,
+        3 => ABI::V3,
+        4 => ABI::V4,
+        5 => ABI::V5,
+        _ => ABI::V6,
+    }
+}
+
+fn all_rights(abi: ABI) -> BitFlags<AccessFs> {
+    AccessFs::from_read(abi) | AccessFs::from_write(abi)
+}
+
+fn rights(rights: Rights, abi: ABI) -> BitFlags<AccessFs> {
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    let wanted = match rights {
+        Rights::Read => read,
+        Rights::ReadExecute | Rights::Execute => read | AccessFs::Execute,
+        // Device nodes can't be made without CAP_MKNOD, and are not to be opened where binds are nodev.
+        Rights::Write => {
+            (AccessFs::from_write(abi) | read) & !(AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev)
+        }
+        Rights::WriteFiles => AccessFs::ReadFile | AccessFs::WriteFile,
+        Rights::Devices => read | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::IoctlDev,
+    };
+    wanted & all_rights(abi)
+}
+
+/// Crate landlock keeps the errno at the end of the chain of causes.
+fn errno_of(error: &(dyn Error + 'static)) -> Errno {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(number) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            return Errno::from_raw(number);
+        }
+        cause = error.source();
+    }
+    Errno::EINVAL
+}
+
+/// Enters the Landlock domain and installs the filters. Nothing may fail to be in force.
+pub(super) fn confine(
+    _: &Unprivileged,
+    ruleset: Option<RulesetCreated>,
+    prepared: &Prepared<'_>,
+) -> Result<Confined, Fault> {
+    if let Some(ruleset) = ruleset {
+        let status = ruleset.restrict_self().map_err(|error| errno_of(&error)).at(Stage::LandlockRestrict)?;
+        if status.ruleset != RulesetStatus::FullyEnforced {
+            return Err(Errno::ENOTSUP).at(Stage::LandlockRestrict);
+        }
+    }
+    // All of ours are close-on-exec; this is for one that some day is not. Before the filters, which may refuse it.
+    let image = prepared.image.map(|image| image.0.as_raw_fd());
+    close_all_but(3, image.as_slice()).at(Stage::Descriptors)?;
+    for (index, filter) in prepared.filters.iter().enumerate() {
+        let flags = prepared.plan.filters.get(index).map_or(0, |filter| filter.program.flags());
+        sys::install_filter(filter, flags).at_index(Stage::Filter, index)?;
+    }
+    Ok(Confined(()))
+}
+
+/// Executes. Comes back only with the reason why it could not.
+pub(super) fn exec(_: &Confined, prepared: &Prepared<'_>, path: &CString) -> Fault {
+    let (argv, environment) = (&prepared.argv, &prepared.environment);
+    let failed = match prepared.image {
+        Some(image) => execveat(&image.0, c"", argv, environment, AtFlags::AT_EMPTY_PATH),
+        None => execve(path, argv, environment),
+    };
+    let errno = failed.err().unwrap_or(Errno::ENOEXEC);
+    Fault { stage: Stage::Exec, index: 0, errno }
+}

@@ -1,0 +1,42 @@
+//! Descriptors of the caller: none of them is the sandbox's business.
+
+use std::os::fd::RawFd;
+
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
+
+use crate::sys;
+
+/// Closes every descriptor from `first` up but those in `keep`.
+pub(super) fn close_all_but(first: RawFd, keep: &[RawFd]) -> nix::Result<()> {
+    let mut keep: Vec<RawFd> = keep.iter().copied().filter(|fd| *fd >= first).collect();
+    keep.sort_unstable();
+    let mut next = first;
+    for fd in keep {
+        if fd > next {
+            close_range(next, fd.cast_unsigned() - 1)?;
+        }
+        next = fd + 1;
+    }
+    close_range(next, u32::MAX)
+}
+
+fn close_range(first: RawFd, last: u32) -> nix::Result<()> {
+    match sys::close_range(first, last) {
+        Err(Errno::ENOSYS) => close_one_by_one(first, last),
+        result => result,
+    }
+}
+
+/// Before Linux 5.9: each number that there could be.
+fn close_one_by_one(first: RawFd, last: u32) -> nix::Result<()> {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE)?.0;
+    let last = u64::from(last).min(limit);
+    for fd in first..=RawFd::try_from(last).unwrap_or(RawFd::MAX) {
+        match sys::close_number(fd) {
+            Ok(()) | Err(Errno::EBADF) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}

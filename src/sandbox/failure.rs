@@ -1,0 +1,329 @@
+//! Where setting up can fail, and the sentence for it: what was done, to what, the errno, and the cure.
+
+use std::fmt;
+use std::fmt::Write as _;
+
+use nix::errno::Errno;
+use serde::Serialize;
+
+use crate::plan::{Plan, RuleObject, Step};
+
+macro_rules! stages {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// A stage of setting up; with an index where it goes over a list of the plan.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+        #[serde(rename_all = "snake_case")]
+        #[repr(u32)]
+        pub enum Stage { $($(#[$doc])* $name,)* }
+
+        impl Stage {
+            const ALL: &'static [Stage] = &[$(Stage::$name,)*];
+        }
+    };
+}
+
+stages! {
+    /// Standard descriptors, signals and the channel of the supervisor.
+    Supervise,
+    /// The clone with its namespaces.
+    Clone,
+    /// PR_SET_PDEATHSIG.
+    DieWithParent,
+    /// Descriptors of the caller.
+    Descriptors,
+    /// /proc/self/{setgroups,uid_map,gid_map}.
+    IdMaps,
+    /// `user.max_user_namespaces` of the new user namespace.
+    UsernsLimit,
+    /// Mount propagation.
+    Propagation,
+    /// The tmpfs that the new root is built on.
+    BaseTmpfs,
+    /// The source of a step.
+    Source,
+    /// The target of a step: finding or making it.
+    Target,
+    /// The target of a step is missing in a folder of the host, where nothing is made.
+    TargetOnHost,
+    /// Mount attributes of a step.
+    Attributes,
+    /// The mount of a step.
+    Mount,
+    /// A directory, link or mode of a step.
+    Make,
+    /// Making the root read-only.
+    Seal,
+    /// pivot_root.
+    Pivot,
+    /// Detaching the old root.
+    Detach,
+    /// The loopback interface.
+    Loopback,
+    /// The host name.
+    Hostname,
+    /// The second user namespace.
+    NestedUserns,
+    /// The session keyring.
+    Keyring,
+    /// A new session.
+    Session,
+    /// A resource limit.
+    Rlimit,
+    /// The CPU affinity.
+    Cpus,
+    /// A capability set.
+    Capabilities,
+    /// A capability is held after all were dropped.
+    CapabilitiesHeld,
+    /// no_new_privs.
+    NoNewPrivileges,
+    /// Init must not be dumpable.
+    Dumpable,
+    /// The Landlock ruleset.
+    LandlockRuleset,
+    /// A Landlock rule.
+    LandlockRule,
+    /// Entering the Landlock domain.
+    LandlockRestrict,
+    /// The process of the command.
+    Spawn,
+    /// The directory to start in.
+    Workdir,
+    /// The signal mask and dispositions.
+    Signals,
+    /// A seccomp filter.
+    Filter,
+    /// Finding the command inside.
+    Lookup,
+    /// Executing it.
+    Exec,
+}
+
+impl Stage {
+    pub(super) fn from_number(number: u32) -> Option<Self> {
+        Self::ALL.get(usize::try_from(number).ok()?).copied()
+    }
+}
+
+/// A failed stage as the child reports it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Fault {
+    pub(super) stage: Stage,
+    pub(super) index: u32,
+    pub(super) errno: Errno,
+}
+
+/// Names the stage of a failing system call.
+pub(super) trait At<T> {
+    fn at(self, stage: Stage) -> Result<T, Fault>;
+    fn at_index(self, stage: Stage, index: usize) -> Result<T, Fault>;
+}
+
+impl<T> At<T> for nix::Result<T> {
+    fn at(self, stage: Stage) -> Result<T, Fault> {
+        self.at_index(stage, 0)
+    }
+
+    fn at_index(self, stage: Stage, index: usize) -> Result<T, Fault> {
+        self.map_err(|errno| Fault { stage, index: u32::try_from(index).unwrap_or(u32::MAX), errno })
+    }
+}
+
+/// A failed stage in words. The command was not executed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text}: {}", errno_text(*.errno))]
+pub struct Failure {
+    /// Which stage.
+    pub stage: Stage,
+    /// `cannot <verb> <object>`.
+    pub text: String,
+    /// What the stage was about: a path, an interface, a filter.
+    pub object: Option<String>,
+    /// Why.
+    pub errno: Errno,
+}
+
+/// Why a run did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// A stage failed.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+    /// The process has more than one thread, and a clone would copy only one of them.
+    #[error("cannot make the sandbox from a process with {0} threads")]
+    Threads(u64),
+    /// Init ended without a word.
+    #[error("the sandbox's init ended unexpectedly (wait status {0:#x})")]
+    InitLost(i32),
+}
+
+/// As std::io::Error says it, so that all messages look alike.
+fn errno_text(errno: Errno) -> String {
+    std::io::Error::from(errno).to_string()
+}
+
+impl Failure {
+    pub(super) fn supervise(text: &str, errno: Errno) -> Self {
+        Self { stage: Stage::Supervise, text: format!("cannot {text}"), object: None, errno }
+    }
+
+    pub(super) fn new(fault: Fault, plan: &Plan) -> Self {
+        let (verb, object) = describe(fault, plan);
+        let mut text = format!("cannot {verb}");
+        if let Some(object) = &object {
+            // Writing to a String can't fail.
+            let _ = write!(text, " {object:?}");
+        }
+        if let Some(more) = second_object(fault, plan) {
+            text.push_str(&more);
+        }
+        Self { stage: fault.stage, text, object, errno: fault.errno }
+    }
+
+    /// The exit code: 127 for a command that is not there, 126 for one that can't be executed, else 125.
+    pub fn exit_code(&self) -> u8 {
+        match (self.stage, self.errno) {
+            (Stage::Lookup, Errno::ENOENT | Errno::ENOTDIR) => 127,
+            (Stage::Lookup | Stage::Exec, _) => 126,
+            _ => 125,
+        }
+    }
+
+    /// A known cure.
+    pub fn hint(&self) -> Option<String> {
+        let text = match (self.stage, self.errno) {
+            (Stage::Clone, Errno::EPERM | Errno::ENOSPC | Errno::EACCES)
+            | (Stage::IdMaps, Errno::EPERM | Errno::EACCES) => {
+                return Some(crate::host::why_no_user_namespace());
+            }
+            (Stage::Clone, Errno::EINVAL) => {
+                "this kernel lacks one of the namespaces (CONFIG_USER_NS, CONFIG_NET_NS, …)"
+            }
+            (Stage::Clone, Errno::EAGAIN | Errno::ENOMEM) => {
+                "too many processes or too little memory: see `ulimit -u` and the pids limit of the cgroup"
+            }
+            (Stage::IdMaps | Stage::UsernsLimit, Errno::ENOENT) => "shannot needs /proc mounted on the host",
+            (Stage::UsernsLimit, Errno::EROFS) => "/proc/sys is read-only here, as in a container",
+            (Stage::Mount, Errno::EPERM) => {
+                "in a container with parts of /proc masked the kernel refuses a fresh procfs: run the container with its /proc unmasked (podman: --security-opt unmask=/proc/*)"
+            }
+            (Stage::TargetOnHost, _) => {
+                "make it on the host, or choose a target on a tmpfs: nothing is created on the host"
+            }
+            (Stage::Target, Errno::EROFS) => {
+                "the target lies below a read-only bind; make it on the host or bind it elsewhere"
+            }
+            (Stage::Target, Errno::ELOOP) => "the path is a loop of links",
+            (Stage::Mount, Errno::ENOTDIR | Errno::EISDIR) => {
+                "a file can't be bound on a directory, nor a directory on a file"
+            }
+            (Stage::Attributes, Errno::EPERM) => "the host mounts it noexec, which can't be undone",
+            (Stage::Lookup, Errno::ENOENT) => "only what the profile binds exists inside, and PATH is the profile's",
+            (Stage::Lookup | Stage::Exec, Errno::EACCES) => {
+                "it is not executable, or the profile's allowed_commands does not list it; a script needs its interpreter listed too"
+            }
+            (Stage::Exec, Errno::ENOENT) => {
+                "the file exists, but the loader or interpreter that it names does not exist inside the sandbox"
+            }
+            (Stage::Exec, Errno::ENOEXEC) => {
+                "it is neither a program for this machine nor a script that begins with \"#!\""
+            }
+            (Stage::Workdir, _) => "the directory must exist inside: bind it, or choose another with --chdir",
+            (Stage::LandlockRestrict, Errno::E2BIG) => "16 Landlock domains are already stacked on this process",
+            (Stage::Rlimit, Errno::EPERM) => "the limit is above the caller's own hard limit (`ulimit -H`)",
+            _ => return None,
+        };
+        Some(text.to_owned())
+    }
+}
+
+/// The verb and the object.
+fn describe(fault: Fault, plan: &Plan) -> (&'static str, Option<String>) {
+    let index = usize::try_from(fault.index).unwrap_or(usize::MAX);
+    let step = || plan.steps.get(index);
+    let target = || step().map(|step| step.target().to_string());
+    let word = || plan.command.argv.first().map(|word| word.to_string_lossy().into_owned());
+    match fault.stage {
+        Stage::Supervise => ("prepare the supervisor", None),
+        Stage::Clone => ("create the namespaces", None),
+        Stage::DieWithParent => ("tie init's life to the supervisor", None),
+        Stage::Descriptors => ("close the caller's descriptors", None),
+        Stage::IdMaps => (
+            "write",
+            ["/proc/self/setgroups", "/proc/self/uid_map", "/proc/self/gid_map"].get(index).map(|s| (*s).into()),
+        ),
+        Stage::UsernsLimit => ("limit new user namespaces through", Some("/proc/sys/user/max_user_namespaces".into())),
+        Stage::Propagation => ("make mount propagation private", None),
+        Stage::BaseTmpfs => ("prepare the tmpfs of the new root", None),
+        Stage::Source => ("open the source", source(step())),
+        Stage::Target => ("find or make inside the sandbox", target()),
+        Stage::TargetOnHost => ("make inside the sandbox, in a folder of the host,", target()),
+        Stage::Attributes => ("set mount attributes of", target()),
+        Stage::Mount => match step() {
+            Some(Step::Bind { .. }) => ("bind", source(step())),
+            Some(Step::Hide { .. }) => ("hide", target()),
+            Some(Step::MaskProc { .. }) => ("mask control files of", target()),
+            Some(Step::Executable { .. }) => ("allow execution of", target()),
+            Some(Step::RemountReadOnly { .. }) => ("make read-only", target()),
+            Some(Step::Proc { .. }) => ("mount proc on", target()),
+            Some(Step::Dev { .. }) => ("set up devices in", target()),
+            _ => ("mount", target()),
+        },
+        Stage::Make => ("make", target()),
+        Stage::Seal => ("make the new root read-only", None),
+        Stage::Pivot => ("pivot into the new root", None),
+        Stage::Detach => ("detach the old root", None),
+        Stage::Loopback => ("bring up the loopback interface", None),
+        Stage::Hostname => ("set the host name", plan.hostname.clone()),
+        Stage::NestedUserns => ("create the second user namespace", None),
+        Stage::Keyring => ("join a new session keyring", None),
+        Stage::Session => ("start a new session", None),
+        Stage::Rlimit => ("set the limit", plan.rlimits.get(index).map(|limit| format!("{:?}", limit.resource))),
+        Stage::Cpus => ("limit the CPUs", None),
+        Stage::Capabilities => ("drop capabilities", None),
+        Stage::CapabilitiesHeld => ("drop capabilities: one is still held", None),
+        Stage::NoNewPrivileges => ("set no_new_privs", None),
+        Stage::Dumpable => ("make init undumpable", None),
+        Stage::LandlockRuleset => ("create the Landlock ruleset", None),
+        Stage::LandlockRule => ("add a Landlock rule for", landlock_object(plan, index)),
+        Stage::LandlockRestrict => ("enter the Landlock domain", None),
+        Stage::Spawn => ("start the command's process", None),
+        Stage::Workdir => ("change to directory", plan.command.workdir.first().map(|dir| dir.display().to_string())),
+        Stage::Signals => ("reset signals", None),
+        Stage::Filter => ("install the seccomp filter", plan.filters.get(index).map(|filter| filter.origin.clone())),
+        Stage::Lookup if matches!(fault.errno, Errno::ENOENT | Errno::ENOTDIR) => {
+            ("find inside the sandbox the command", word())
+        }
+        Stage::Lookup | Stage::Exec => ("execute", word()),
+    }
+}
+
+fn source(step: Option<&Step>) -> Option<String> {
+    match step? {
+        Step::Bind { source, .. } => Some(source.display().to_string()),
+        step => Some(step.target().to_string()),
+    }
+}
+
+fn landlock_object(plan: &Plan, index: usize) -> Option<String> {
+    match &plan.landlock.as_ref()?.rules.get(index)?.object {
+        RuleObject::Path(path) => Some(path.to_string()),
+        RuleObject::Descriptor(number) => Some(format!("descriptor {number}")),
+    }
+}
+
+/// ` to "/data"`, behind a bind's source.
+fn second_object(fault: Fault, plan: &Plan) -> Option<String> {
+    match plan.steps.get(usize::try_from(fault.index).ok()?)? {
+        Step::Bind { target, .. } if matches!(fault.stage, Stage::Mount | Stage::Source) => {
+            Some(format!(" to {target:?}"))
+        }
+        _ => None,
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}

@@ -1,0 +1,92 @@
+//! What init and supervisor tell each other: records of fixed size over one SOCK_SEQPACKET pair, so that a
+//! record is whole or not there, and the death of either side is an end of file for the other.
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::socket::{MsgFlags, recv, send};
+
+use super::failure::{Fault, Stage};
+
+const SIZE: usize = 16;
+
+/// From init to the supervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Message {
+    /// A step failed and nothing was executed.
+    Failed(Fault),
+    /// The command was stopped by this signal.
+    Stopped(i32),
+    /// The command runs again.
+    Continued,
+    /// The command ended with this wait status.
+    Ended(i32),
+}
+
+/// From the supervisor to init, one byte: a signal number for the command, or this for the whole tree.
+pub(super) const TERMINATE_ALL: u8 = 0xff;
+
+impl Message {
+    fn encode(self) -> [u8; SIZE] {
+        let (kind, stage, index, value) = match self {
+            Message::Failed(fault) => (1, fault.stage as u32, fault.index, fault.errno as i32),
+            Message::Stopped(signal) => (2, 0, 0, signal),
+            Message::Continued => (3, 0, 0, 0),
+            Message::Ended(status) => (4, 0, 0, status),
+        };
+        let mut bytes = [0; SIZE];
+        let words = [kind, stage, index, value.cast_unsigned()];
+        for (to, word) in bytes.chunks_exact_mut(4).zip(words) {
+            to.copy_from_slice(&word.to_ne_bytes());
+        }
+        bytes
+    }
+
+    fn decode(bytes: [u8; SIZE]) -> Option<Self> {
+        let mut words = bytes.as_chunks::<4>().0.iter().map(|word| u32::from_ne_bytes(*word));
+        let (kind, stage, index, value) = (words.next()?, words.next()?, words.next()?, words.next()?.cast_signed());
+        Some(match kind {
+            1 => Message::Failed(Fault { stage: Stage::from_number(stage)?, index, errno: Errno::from_raw(value) }),
+            2 => Message::Stopped(value),
+            3 => Message::Continued,
+            4 => Message::Ended(value),
+            _ => return None,
+        })
+    }
+
+    /// Sends. A supervisor that is gone needs no message: its end of file is seen elsewhere.
+    pub(super) fn send(self, channel: impl AsFd) -> nix::Result<()> {
+        send(channel.as_fd().as_raw_fd(), &self.encode(), MsgFlags::MSG_NOSIGNAL).map(drop)
+    }
+
+    /// Receives. `None` is the end of file: the other side is gone.
+    pub(super) fn receive(channel: impl AsFd) -> nix::Result<Option<Self>> {
+        let mut bytes = [0; SIZE];
+        match recv(channel.as_fd().as_raw_fd(), &mut bytes, MsgFlags::empty()) {
+            Ok(SIZE) => Message::decode(bytes).map(Some).ok_or(Errno::EBADMSG),
+            Ok(0) | Err(Errno::ECONNRESET) => Ok(None),
+            Ok(_) => Err(Errno::EBADMSG),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+/// Whether a raw wait status says that the process ended.
+pub(super) fn has_ended(status: i32) -> bool {
+    libc::WIFEXITED(status) || libc::WIFSIGNALED(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_message_survives_the_way() {
+        let fault = Fault { stage: Stage::Exec, index: 7, errno: Errno::EACCES };
+        for message in [Message::Failed(fault), Message::Stopped(20), Message::Continued, Message::Ended(0x0f00)] {
+            assert_eq!(Message::decode(message.encode()), Some(message));
+        }
+        assert_eq!(Message::decode([0xff; SIZE]), None);
+    }
+}

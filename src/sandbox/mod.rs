@@ -1,0 +1,17 @@
+//! Carries a `Plan` out: prepares everything that can fail because of the user, makes one clone, and lets the
+//! child walk the plan. Decides nothing; a failure is a (stage, index, errno) that the parent puts into words.
+
+mod classic;
+mod confine;
+mod descriptors;
+mod failure;
+mod init;
+mod message;
+mod prepare;
+mod resolve;
+mod rootfs;
+mod supervisor;
+
+pub use failure::{Failure, SandboxError, Stage};
+pub use prepare::{Image, Stdio};
+pub use supervisor::run;

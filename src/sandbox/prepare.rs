@@ -1,0 +1,71 @@
+//! What the child needs, made before the clone: strings for system calls, so that nothing of it can fail there.
+
+use std::ffi::{CString, OsStr};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+
+use nix::libc;
+
+use crate::plan::{Plan, Step};
+
+/// Standard descriptors of the command; `None` inherits the caller's.
+#[derive(Debug, Default)]
+pub struct Stdio {
+    /// Descriptor 0.
+    pub stdin: Option<OwnedFd>,
+    /// Descriptor 1.
+    pub stdout: Option<OwnedFd>,
+    /// Descriptor 2.
+    pub stderr: Option<OwnedFd>,
+}
+
+/// A program that is executed by its descriptor instead of a path: it needs no place in the new root.
+#[derive(Debug)]
+pub struct Image(pub OwnedFd);
+
+/// The plan with its strings ready.
+pub(super) struct Prepared<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) argv: Vec<CString>,
+    pub(super) environment: Vec<CString>,
+    pub(super) candidates: Vec<CString>,
+    pub(super) sources: Vec<CString>,
+    pub(super) filters: Vec<Vec<libc::sock_filter>>,
+    pub(super) stdio: &'a Stdio,
+    pub(super) image: Option<&'a Image>,
+}
+
+/// NUL bytes were refused by `plan`, so nothing is lost here.
+fn c_string(text: impl AsRef<OsStr>) -> CString {
+    CString::new(text.as_ref().as_bytes()).unwrap_or_default()
+}
+
+impl<'a> Prepared<'a> {
+    pub(super) fn new(plan: &'a Plan, stdio: &'a Stdio, image: Option<&'a Image>) -> Self {
+        let command = &plan.command;
+        let variable = |(name, value): &(std::ffi::OsString, std::ffi::OsString)| {
+            let mut text = name.clone();
+            text.push("=");
+            text.push(value);
+            c_string(text)
+        };
+        let source = |step: &Step| match step {
+            Step::Bind { source, .. } => c_string(source),
+            _ => CString::default(),
+        };
+        let filter = |filter: &crate::policy::Filter| {
+            let instructions = filter.program.instructions().iter();
+            instructions.map(|i| libc::sock_filter { code: i.code, jt: i.jt, jf: i.jf, k: i.k }).collect()
+        };
+        Self {
+            plan,
+            argv: command.argv.iter().map(c_string).collect(),
+            environment: command.environment.iter().map(variable).collect(),
+            candidates: command.candidates.iter().map(c_string).collect(),
+            sources: plan.steps.iter().map(source).collect(),
+            filters: plan.filters.iter().map(filter).collect(),
+            stdio,
+            image,
+        }
+    }
+}

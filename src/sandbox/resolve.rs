@@ -1,0 +1,201 @@
+//! Paths under the new root. The kernel resolves them as if that were `/` (openat2(2), RESOLVE_IN_ROOT) and
+//! refuses magic links, so no link and no `..` leads out; where openat2 is missing or blocked, the same is
+//! walked by hand with O_PATH descriptors.
+
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat, mknodat};
+
+use crate::policy::SandboxPath;
+
+/// As the kernel's own limit (path_resolution(7)).
+const MOST_LINKS: u32 = 40;
+
+const PATH_ONLY: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
+
+/// What a mount needs at its target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Node {
+    Directory,
+    File,
+}
+
+/// Why a target can't be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unresolved {
+    /// The errno of the call that failed.
+    Errno(Errno),
+    /// It would have to be made in a folder of the host.
+    OnHost,
+}
+
+impl From<Errno> for Unresolved {
+    fn from(errno: Errno) -> Self {
+        Unresolved::Errno(errno)
+    }
+}
+
+/// Kind of the object behind a descriptor.
+pub(super) fn kind(stat: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
+}
+
+/// Opens `path` under `root` with O_PATH. The last component is followed too.
+pub(super) fn open_in_root(root: impl AsFd, path: &Path) -> nix::Result<OwnedFd> {
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
+    let how =
+        OpenHow::new().flags(PATH_ONLY).resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    match openat2(root.as_fd(), relative, how) {
+        // ENOSYS: before Linux 5.6, or a filter (systemd's RestrictSUIDSGID); EPERM: older container filters.
+        Err(Errno::ENOSYS | Errno::EPERM) => walk(root.as_fd(), relative),
+        // RESOLVE_IN_ROOT gives up when a rename races with `..`; nothing inside races with us, the host may.
+        Err(Errno::EAGAIN) => openat2(root.as_fd(), relative, how),
+        result => result,
+    }
+}
+
+/// openat2's RESOLVE_IN_ROOT by hand: one component at a time, links read and queued, `..` along our own stack.
+fn walk(root: BorrowedFd<'_>, path: &Path) -> nix::Result<OwnedFd> {
+    let mut stack = vec![openat(root, ".", PATH_ONLY, Mode::empty())?];
+    let mut todo: VecDeque<OsString> = components(path).collect();
+    let mut links = 0;
+    while let Some(name) = todo.pop_front() {
+        let Some(here) = stack.last() else { return Err(Errno::ENOENT) };
+        if name == ".." {
+            if stack.len() > 1 {
+                stack.pop();
+            }
+            continue;
+        }
+        let next = openat(here, name.as_os_str(), PATH_ONLY | OFlag::O_NOFOLLOW, Mode::empty())?;
+        if kind(&fstat(&next)?) != SFlag::S_IFLNK {
+            stack.push(next);
+            continue;
+        }
+        links += 1;
+        if links > MOST_LINKS {
+            return Err(Errno::ELOOP);
+        }
+        let text = readlinkat(&next, "")?;
+        if Path::new(&text).is_absolute() {
+            stack.truncate(1);
+        }
+        for name in components(Path::new(&text)).collect::<Vec<_>>().into_iter().rev() {
+            todo.push_front(name);
+        }
+    }
+    stack.pop().ok_or(Errno::ENOENT)
+}
+
+fn components(path: &Path) -> impl Iterator<Item = OsString> + '_ {
+    path.components().filter_map(|component| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some(OsString::from("..")),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    })
+}
+
+/// Finds `target`, or makes it and its parents where the new root is ours. Never creates anything in a folder
+/// of the host: `ours` are the device
+/// numbers of the file systems that were made for this run.
+pub(super) fn find_or_make(
+    root: BorrowedFd<'_>,
+    target: &SandboxPath,
+    node: Node,
+    mode: u32,
+    ours: &[u64],
+) -> Result<OwnedFd, Unresolved> {
+    match open_in_root(root, target.as_path()) {
+        Err(Errno::ENOENT) => {}
+        result => return Ok(result?),
+    }
+    let (parent, name) = match (
+        target.as_path().parent().and_then(|parent| SandboxPath::new(parent).ok()),
+        target.as_path().file_name(),
+    ) {
+        (Some(parent), Some(name)) => (parent, name),
+        _ => return Err(Errno::ENOENT.into()),
+    };
+    let parent = find_or_make(root, &parent, Node::Directory, 0o755, ours)?;
+    make(parent.as_fd(), name, node, mode, ours)?;
+    // Again from the root: had a link been made there in between, it would be resolved inside.
+    Ok(open_in_root(root, target.as_path())?)
+}
+
+fn make(parent: BorrowedFd<'_>, name: &OsStr, node: Node, mode: u32, ours: &[u64]) -> Result<(), Unresolved> {
+    let stat = fstat(parent)?;
+    if kind(&stat) != SFlag::S_IFDIR {
+        return Err(Errno::ENOTDIR.into());
+    }
+    if !ours.contains(&stat.st_dev) {
+        return Err(Unresolved::OnHost);
+    }
+    let mode = Mode::from_bits_truncate(mode);
+    match node {
+        Node::Directory => mkdirat(parent, Path::new(name), mode),
+        Node::File => mknodat(parent, name.as_bytes(), SFlag::S_IFREG, mode, 0),
+    }?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{create_dir, create_dir_all, write};
+    use std::os::unix::fs::symlink;
+
+    fn same(a: &OwnedFd, b: &OwnedFd) -> bool {
+        let (a, b) = (fstat(a).unwrap(), fstat(b).unwrap());
+        (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
+    }
+
+    fn open_dir(path: &Path) -> OwnedFd {
+        openat(nix::fcntl::AT_FDCWD, path, PATH_ONLY | OFlag::O_DIRECTORY, Mode::empty()).unwrap()
+    }
+
+    #[test]
+    fn links_and_dots_stay_in_the_root_with_openat2_and_without() {
+        let outside = tempfile::tempdir().unwrap();
+        create_dir_all(outside.path().join("root/usr/bin")).unwrap();
+        write(outside.path().join("secret"), "x").unwrap();
+        let root_path = outside.path().join("root");
+        symlink("/usr/bin", root_path.join("bin")).unwrap();
+        symlink("../../../secret", root_path.join("escape")).unwrap();
+        symlink(outside.path().join("secret"), root_path.join("absolute")).unwrap();
+        symlink("loop", root_path.join("loop")).unwrap();
+        let root = open_dir(&root_path);
+        let usr_bin = open_dir(&root_path.join("usr/bin"));
+        for open in [
+            |root: &OwnedFd, path: &str| open_in_root(root, Path::new(path)),
+            |root: &OwnedFd, path: &str| walk(root.as_fd(), Path::new(path)),
+        ] {
+            assert!(same(&open(&root, "bin").unwrap(), &usr_bin));
+            assert!(same(&open(&root, "../../usr/bin").unwrap(), &usr_bin));
+            assert_eq!(open(&root, "escape").unwrap_err(), Errno::ENOENT);
+            assert_eq!(open(&root, "absolute").unwrap_err(), Errno::ENOENT);
+            assert_eq!(open(&root, "loop").unwrap_err(), Errno::ELOOP);
+            assert!(same(&open(&root, ".").unwrap(), &root));
+        }
+    }
+
+    #[test]
+    fn targets_are_made_where_it_is_ours_and_nowhere_else() {
+        let directory = tempfile::tempdir().unwrap();
+        create_dir(directory.path().join("there")).unwrap();
+        let root = open_dir(directory.path());
+        let device = fstat(&root).unwrap().st_dev;
+        let target = SandboxPath::new("/there/new/file").unwrap();
+        let refused = find_or_make(root.as_fd(), &target, Node::File, 0o644, &[]);
+        assert!(matches!(refused, Err(Unresolved::OnHost)));
+        assert!(!directory.path().join("there/new").exists());
+        find_or_make(root.as_fd(), &target, Node::File, 0o644, &[device]).unwrap();
+        assert!(directory.path().join("there/new/file").is_file());
+    }
+}

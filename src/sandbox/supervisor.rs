@@ -1,0 +1,329 @@
+//! Outside: makes the clone, passes signals on, keeps the time, takes part in job control, and waits until the last
+//! process of the sandbox is gone. Holds no copy of the command's input or output.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::CloneFlags;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
+use nix::sys::stat::stat;
+use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
+use nix::unistd::{Pid, getpgrp, tcgetpgrp};
+
+use super::failure::{At, Failure, Fault, SandboxError, Stage};
+use super::init;
+use super::message::{Message, TERMINATE_ALL};
+use super::prepare::{Image, Prepared, Stdio};
+use crate::plan::{Namespaces, Plan, Timeout};
+use crate::report::{EndedBy, Ending, Outcome, Resources};
+use crate::sys;
+
+/// Signals that the command gets as if it were in the shell itself.
+pub(super) const PASSED_ON: [Signal; 9] = [
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGWINCH,
+    Signal::SIGTSTP,
+    Signal::SIGCONT,
+];
+
+/// Runs the plan's command and waits until nothing of it is left.
+///
+/// # Errors
+/// [`SandboxError`]; then the command was not executed, and nothing is left behind.
+pub fn run(plan: &Plan, stdio: &Stdio, image: Option<&Image>) -> Result<Outcome, SandboxError> {
+    check_single_threaded()?;
+    let prepared = Prepared::new(plan, stdio, image);
+    let signals = Signals::take().map_err(|errno| Failure::supervise("take over signals", errno))?;
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .map_err(|errno| Failure::supervise("open the channel to init", errno))?;
+    let terminal = SavedTerminal::save();
+    let started = Instant::now();
+    let init = match sys::clone_process(clone_flags(plan.namespaces)).at(Stage::Clone) {
+        Ok(sys::Side::Child) => {
+            drop(ours);
+            init::run(&prepared, theirs)
+        }
+        Ok(sys::Side::Parent(pid)) => pid,
+        Err(fault) => return Err(Failure::new(fault, plan).into()),
+    };
+    drop(theirs);
+    let mut watch = Watch {
+        init,
+        channel: ours,
+        signals,
+        timeout: plan.timeout,
+        started,
+        state: State::default(),
+        new_session: plan.new_session,
+    };
+    let ended = watch.until_the_end();
+    // Whatever happened, nothing of the sandbox outlives this line: pid 1 gone means all gone (pid_namespaces(7)).
+    let waited = watch.wait_for_init()?;
+    match ended? {
+        Ended::Failed(fault) => Err(Failure::new(fault, plan).into()),
+        Ended::Lost if libc::WIFEXITED(waited.status) => Err(SandboxError::InitLost(waited.status)),
+        Ended::Lost => {
+            let signal = libc::WTERMSIG(waited.status);
+            terminal.restore();
+            Ok(watch.outcome(Ending::SandboxKilled { signal }, &waited))
+        }
+        Ended::Command(status) if libc::WIFSIGNALED(status) => {
+            // It may have left the terminal raw.
+            terminal.restore();
+            Ok(watch.outcome(Ending::Signalled { signal: libc::WTERMSIG(status) }, &waited))
+        }
+        Ended::Command(status) => {
+            let code = u8::try_from(libc::WEXITSTATUS(status)).unwrap_or(255);
+            Ok(watch.outcome(Ending::Exited { code }, &waited))
+        }
+    }
+}
+
+/// A clone copies the calling thread only; a lock that another one holds would be held for ever in the child.
+fn check_single_threaded() -> Result<(), SandboxError> {
+    // proc(5): a directory a thread, and two for itself. Without /proc there is no user namespace either.
+    match stat("/proc/self/task") {
+        Ok(task) if task.st_nlink > 3 => Err(SandboxError::Threads(task.st_nlink - 2)),
+        _ => Ok(()),
+    }
+}
+
+fn clone_flags(namespaces: Namespaces) -> CloneFlags {
+    let mut flags = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWPID
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWCGROUP;
+    flags.set(CloneFlags::CLONE_NEWUSER, namespaces.user);
+    flags.set(CloneFlags::CLONE_NEWNET, namespaces.network);
+    flags
+}
+
+/// Signals of the supervisor: blocked, and read from a descriptor. Given back at the end.
+struct Signals {
+    fd: SignalFd,
+    before: SigSet,
+}
+
+impl Signals {
+    fn take() -> nix::Result<Self> {
+        // A caller that ignores SIGCHLD would make wait4 lose the status (wait(2), NOTES).
+        sys::default_disposition(Signal::SIGCHLD)?;
+        let passed_on = SigSet::from_iter(PASSED_ON.iter().copied());
+        let mut blocked = passed_on;
+        blocked.add(Signal::SIGCHLD);
+        let mut before = SigSet::empty();
+        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&blocked), Some(&mut before))?;
+        let fd = SignalFd::with_flags(&passed_on, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        Ok(Self { fd, before })
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        // A mask that was accepted once is accepted again; nothing of the sandbox depends on it any more.
+        if sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.before), None).is_err() {
+            debug_assert!(false, "sigprocmask refused its own old mask");
+        }
+    }
+}
+
+/// The terminal's modes as the caller left them.
+struct SavedTerminal(Option<Termios>);
+
+impl SavedTerminal {
+    fn save() -> Self {
+        Self(tcgetattr(sys::borrow_number(libc::STDIN_FILENO)).ok())
+    }
+
+    /// After a violent end; a command that exits by itself may have changed the modes on purpose (stty).
+    fn restore(&self) {
+        let stdin = sys::borrow_number(libc::STDIN_FILENO);
+        let Some(modes) = &self.0 else { return };
+        // From the background this would stop us with SIGTTOU; then the terminal is somebody else's anyway.
+        if tcgetpgrp(stdin) == Ok(getpgrp()) && tcsetattr(stdin, SetArg::TCSADRAIN, modes).is_err() {
+            // The terminal has gone away: there is nothing to restore.
+        }
+    }
+}
+
+/// How the wait ended.
+enum Ended {
+    /// The command, with its wait status.
+    Command(i32),
+    /// A stage of setting up.
+    Failed(Fault),
+    /// Init is gone without a word.
+    Lost,
+}
+
+#[derive(Default)]
+struct State {
+    forwarded: Option<i32>,
+    interrupted_from_terminal: bool,
+    asked_to_end: bool,
+    killed: bool,
+}
+
+struct Watch {
+    init: Pid,
+    channel: OwnedFd,
+    signals: Signals,
+    timeout: Option<Timeout>,
+    started: Instant,
+    state: State,
+    new_session: bool,
+}
+
+impl Watch {
+    fn until_the_end(&mut self) -> Result<Ended, Failure> {
+        loop {
+            let mut fds = [
+                PollFd::new(self.channel.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.signals.fd.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut fds, self.next_deadline()) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(self.give_up("wait for the sandbox", errno)),
+            }
+            let [channel, signals] = fds.map(|fd| fd.revents().is_some_and(|events| !events.is_empty()));
+            if signals {
+                self.pass_signals_on();
+            }
+            if channel {
+                match Message::receive(&self.channel) {
+                    Ok(Some(Message::Ended(status))) => return Ok(Ended::Command(status)),
+                    Ok(Some(Message::Failed(fault))) => return Ok(Ended::Failed(fault)),
+                    Ok(Some(Message::Stopped(_))) => self.stop_with_command(),
+                    Ok(Some(Message::Continued)) => {}
+                    Ok(None) => return Ok(Ended::Lost),
+                    Err(errno) => return Err(self.give_up("read from init", errno)),
+                }
+            }
+            self.keep_time();
+        }
+    }
+
+    /// The sandbox can't be watched any more, so it must not go on.
+    fn give_up(&self, what: &str, errno: Errno) -> Failure {
+        self.kill_all();
+        Failure::supervise(what, errno)
+    }
+
+    fn kill_all(&self) {
+        // Our own child, not waited for yet: the number can't be anybody else's. ESRCH can't happen, EPERM neither
+        // (same user), and were it so, closing the channel ends init as well.
+        if kill(self.init, Signal::SIGKILL).is_err() {
+            debug_assert!(false, "init can't be killed");
+        }
+    }
+
+    fn tell_init(&self, byte: u8) {
+        // Init may have ended just now; then there is nobody to tell, and the end of file is on its way. A full
+        // queue means that it has more than enough signals to pass on.
+        if send(self.channel.as_raw_fd(), &[byte], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL).is_err() {}
+    }
+
+    fn pass_signals_on(&mut self) {
+        while let Ok(Some(info)) = self.signals.fd.read_signal() {
+            let from_terminal = is_from_kernel(&info);
+            let signal = i32::try_from(info.ssi_signo).unwrap_or(0);
+            self.state.interrupted_from_terminal |= from_terminal && signal == libc::SIGINT;
+            // The terminal signals its whole foreground group, and the command is in it.
+            if from_terminal && !self.new_session {
+                continue;
+            }
+            if signal != libc::SIGCONT && signal != libc::SIGWINCH {
+                self.state.forwarded = Some(signal);
+            }
+            self.tell_init(u8::try_from(signal).unwrap_or(0));
+        }
+    }
+
+    /// The command stopped (Ctrl-Z, or by itself). A shell waits for us, so it must see us stop too; without a
+    /// terminal nobody would start us again, and the timeout must go on.
+    fn stop_with_command(&self) {
+        let has_terminal = !self.new_session && tcgetpgrp(sys::borrow_number(libc::STDIN_FILENO)).is_ok();
+        if has_terminal && kill(Pid::this(), Signal::SIGSTOP).is_err() {
+            debug_assert!(false, "a process can always stop itself");
+        }
+        // SIGCONT that started us again is in the signal descriptor, and passed on from there.
+    }
+
+    fn next_deadline(&self) -> PollTimeout {
+        let Some(timeout) = self.timeout else { return PollTimeout::NONE };
+        let deadline = match (self.state.asked_to_end, self.state.killed) {
+            (_, true) => return PollTimeout::NONE,
+            (false, _) => timeout.after,
+            (true, _) => timeout.after.saturating_add(timeout.kill_after),
+        };
+        // A millisecond late rather than a busy loop early.
+        let left = deadline.saturating_sub(self.started.elapsed()).saturating_add(Duration::from_millis(1));
+        PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+    }
+
+    fn keep_time(&mut self) {
+        let Some(timeout) = self.timeout else { return };
+        let elapsed = self.started.elapsed();
+        if !self.state.asked_to_end && elapsed >= timeout.after {
+            self.state.asked_to_end = true;
+            self.tell_init(TERMINATE_ALL);
+        }
+        if !self.state.killed && elapsed >= timeout.after.saturating_add(timeout.kill_after) {
+            self.state.killed = true;
+            self.kill_all();
+        }
+    }
+
+    fn wait_for_init(&self) -> Result<sys::Waited, SandboxError> {
+        match sys::wait4(Some(self.init), 0) {
+            Ok(Some(waited)) => Ok(waited),
+            Ok(None) => Err(Failure::supervise("wait for init", Errno::ECHILD).into()),
+            Err(errno) => Err(Failure::supervise("wait for init", errno).into()),
+        }
+    }
+
+    fn outcome(&self, ending: Ending, waited: &sys::Waited) -> Outcome {
+        let ended_by = match ending {
+            _ if self.state.killed => EndedBy::KillAfter,
+            _ if self.state.asked_to_end => EndedBy::Timeout,
+            Ending::SandboxKilled { .. } => EndedBy::Outside,
+            Ending::Signalled { signal } if self.state.forwarded == Some(signal) => EndedBy::ForwardedSignal,
+            Ending::Signalled { .. } | Ending::Exited { .. } => EndedBy::Command,
+        };
+        let interrupted =
+            matches!(ending, Ending::Signalled { signal: libc::SIGINT }) && self.state.interrupted_from_terminal;
+        Outcome {
+            ending,
+            ended_by,
+            forwarded_signal: self.state.forwarded,
+            resources: Resources {
+                elapsed_seconds: self.started.elapsed().as_secs_f64(),
+                user_seconds: seconds(waited.usage.ru_utime),
+                system_seconds: seconds(waited.usage.ru_stime),
+                max_resident_kib: u64::try_from(waited.usage.ru_maxrss).unwrap_or(0),
+            },
+            interrupted_from_terminal: interrupted,
+        }
+    }
+}
+
+/// SI_KERNEL: a key, or a hang-up (sigaction(2)).
+fn is_from_kernel(info: &siginfo) -> bool {
+    info.ssi_code == libc::SI_KERNEL
+}
+
+fn seconds(time: libc::timeval) -> f64 {
+    let part = |value: i64| Duration::from_micros(u64::try_from(value).unwrap_or(0)).as_secs_f64();
+    part(time.tv_sec) * 1e6 + part(time.tv_usec)
+}

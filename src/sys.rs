@@ -1,0 +1,474 @@
+//! The only door to the kernel for what nix, caps and landlock lack, and the only unsafe code.
+//! Thin: a function is one call (or one family of calls), checks its result and decides nothing.
+#![allow(unsafe_code, reason = "the one place for it; every block has its SAFETY note")]
+
+use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sched::CloneFlags;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+/// The result of a system call.
+pub type Result<T> = nix::Result<T>;
+
+fn check(result: c_long) -> Result<c_long> {
+    Errno::result(result)
+}
+
+fn new_fd(result: c_long) -> Result<OwnedFd> {
+    let fd = RawFd::try_from(check(result)?).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel has just returned this descriptor, and nobody else knows its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+// ---------------------------------------------------------------------------------------------
+// What the process was started with
+// ---------------------------------------------------------------------------------------------
+
+static ARGV: AtomicPtr<*mut c_char> = AtomicPtr::new(std::ptr::null_mut());
+static CLOSED_STDIO: AtomicU8 = AtomicU8::new(0);
+
+/// Runs before main. Rust's runtime opens /dev/null over closed standard descriptors and hides argv, so
+/// both are noted here.
+extern "C" fn note_start(_argc: c_int, argv: *mut *mut c_char, _envp: *mut *mut c_char) {
+    ARGV.store(argv, Ordering::Relaxed);
+    let mut closed = 0;
+    for fd in 0..3 {
+        // SAFETY: F_GETFD takes no argument and touches no memory.
+        if unsafe { libc::fcntl(fd, libc::F_GETFD) } == -1 {
+            closed |= 1 << fd;
+        }
+    }
+    CLOSED_STDIO.store(closed, Ordering::Relaxed);
+}
+
+// SAFETY: .init_array is a table of functions that the C runtime calls with (argc, argv, envp) before
+// main, in static glibc as well (csu/libc-start.c, call_init); `note_start` has that signature and uses
+// nothing that needs initialisation.
+#[unsafe(link_section = ".init_array")]
+#[used]
+static NOTE_START: extern "C" fn(c_int, *mut *mut c_char, *mut *mut c_char) = note_start;
+
+/// The first of the descriptors 0–2 that was closed when the process started.
+pub fn closed_standard_descriptor() -> Option<u8> {
+    let closed = CLOSED_STDIO.load(Ordering::Relaxed);
+    (0..3).find(|fd| closed & (1 << fd) != 0)
+}
+
+/// Zeroes the argument and environment strings of this process, which /proc/PID/cmdline and
+/// /proc/PID/environ show. For the sandbox's init: what the caller typed is not the command's business.
+/// Only valid in a single-threaded process that will not look at its arguments or environment again.
+pub fn wipe_arguments_and_environment() {
+    let argv = ARGV.load(Ordering::Relaxed);
+    if argv.is_null() {
+        return;
+    }
+    let wipe_strings = |table: *mut *mut c_char| {
+        let mut entry = table;
+        loop {
+            // SAFETY: both tables end with a null pointer (execve(2)), which ends this loop.
+            let text = unsafe { *entry };
+            if text.is_null() {
+                return entry;
+            }
+            // SAFETY: an entry is a NUL-terminated string on this process's own stack.
+            let length = unsafe { CStr::from_ptr(text) }.count_bytes();
+            // SAFETY: the string's bytes are writable memory of this process; no other thread runs, and
+            // no reference to them lives on (std copies arguments).
+            unsafe { std::ptr::write_bytes(text, 0, length) };
+            // SAFETY: not yet at the null that ends the table, so one further is inside it.
+            entry = unsafe { entry.add(1) };
+        }
+    };
+    let end = wipe_strings(argv);
+    // SAFETY: the environment's table lies right behind argv's null on the initial stack (System V ABI);
+    // std::env::set_var would replace `environ`, never this table.
+    wipe_strings(unsafe { end.add(1) });
+}
+
+// ---------------------------------------------------------------------------------------------
+// Processes
+// ---------------------------------------------------------------------------------------------
+
+/// Which side of a [`clone_process`] this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The caller, with the child's process id.
+    Parent(Pid),
+    /// The new process.
+    Child,
+}
+
+/// clone(2) without a stack, which is fork(2) with namespaces. glibc's fork handlers do not run, so the
+/// process must be single-threaded: no lock can then be held by a thread that does not exist in the child.
+///
+/// # Errors
+/// clone(2)'s: EPERM and ENOSPC where namespaces are refused.
+pub fn clone_process(namespaces: CloneFlags) -> Result<Side> {
+    let flags = c_ulong::from(namespaces.bits().cast_unsigned()) | c_ulong::from(libc::SIGCHLD.cast_unsigned());
+    // SAFETY: without CLONE_VM the child has a copy of the memory, and with a null stack it goes on with
+    // its copy of this one. The other arguments are unused with these flags, in any architecture's order.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) })?;
+    Ok(match i32::try_from(pid) {
+        Ok(0) | Err(_) => Side::Child,
+        Ok(pid) => Side::Parent(Pid::from_raw(pid)),
+    })
+}
+
+/// Stack of the command's process between clone and execve, bytes.
+const EXEC_STACK: usize = 128 * 1024;
+
+/// vfork(2) with a stack of its own: runs `child` in a new process that shares this one's memory, and comes
+/// back when it has executed something or exited. What `child` returns is its exit status.
+///
+/// # Errors
+/// clone(2)'s.
+pub fn vfork(child: &mut dyn FnMut() -> i32) -> Result<Pid> {
+    extern "C" fn enter(argument: *mut c_void) -> c_int {
+        // SAFETY: `argument` is the `&mut dyn FnMut` below; the parent is stopped until this process ends
+        // or executes, so the borrow is exclusive and alive.
+        let child = unsafe { &mut *argument.cast::<&mut dyn FnMut() -> i32>() };
+        child()
+    }
+    let mut child: &mut dyn FnMut() -> i32 = child;
+    let mut stack = vec![0_u128; EXEC_STACK / size_of::<u128>()];
+    let top = stack.as_mut_ptr_range().end.cast::<c_void>();
+    let argument = (&raw mut child).cast::<c_void>();
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: `top` is the end of 128 KiB that live until the call returns, 16-byte aligned (u128). With
+    // CLONE_VFORK it returns only when the child no longer uses this memory.
+    let pid = unsafe { libc::clone(enter, top, flags, argument) };
+    check(c_long::from(pid))?;
+    Ok(Pid::from_raw(pid))
+}
+
+/// Ends this process at once: no destructor, no exit handler, no flush.
+pub fn exit_now(status: i32) -> ! {
+    // SAFETY: _exit(2) does not return and needs nothing.
+    unsafe { libc::_exit(status) }
+}
+
+/// What wait4(2) says of an ended child.
+#[derive(Debug, Clone, Copy)]
+pub struct Waited {
+    /// Which child.
+    pub pid: Pid,
+    /// The raw status, for WIFEXITED and friends.
+    pub status: i32,
+    /// What it and its waited-for children used.
+    pub usage: libc::rusage,
+}
+
+/// wait4(2), again after EINTR. `None` if WNOHANG was given and nothing has changed.
+///
+/// # Errors
+/// ECHILD.
+pub fn wait4(pid: Option<Pid>, options: c_int) -> Result<Option<Waited>> {
+    let mut status = 0;
+    // SAFETY: all-zero is a valid rusage: it is numbers only.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    loop {
+        // SAFETY: both pointers are to live locals of the right types.
+        let waited = unsafe { libc::wait4(pid.map_or(-1, Pid::as_raw), &raw mut status, options, &raw mut usage) };
+        match Errno::result(waited) {
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+            Ok(0) => return Ok(None),
+            Ok(pid) => return Ok(Some(Waited { pid: Pid::from_raw(pid), status, usage })),
+        }
+    }
+}
+
+/// Sets a signal's disposition to the default.
+///
+/// # Errors
+/// EINVAL for SIGKILL and SIGSTOP.
+pub fn default_disposition(signal: Signal) -> Result<()> {
+    // SAFETY: SIG_DFL installs no handler.
+    unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) }.map(drop)
+}
+
+// ---------------------------------------------------------------------------------------------
+// Mounts
+// ---------------------------------------------------------------------------------------------
+
+// linux/mount.h, which libc does not have for glibc targets.
+const OPEN_TREE_CLONE: c_uint = 1;
+const MOVE_MOUNT_F_EMPTY_PATH: c_uint = 0x04;
+const MOVE_MOUNT_T_EMPTY_PATH: c_uint = 0x40;
+/// Read-only.
+pub const MOUNT_ATTR_RDONLY: u64 = 0x01;
+/// Set-user-id bits have no effect.
+pub const MOUNT_ATTR_NOSUID: u64 = 0x02;
+/// Device nodes can't be opened.
+pub const MOUNT_ATTR_NODEV: u64 = 0x04;
+/// Nothing can be executed or mapped executable.
+pub const MOUNT_ATTR_NOEXEC: u64 = 0x08;
+
+/// linux/mount.h, struct mount_attr.
+#[repr(C)]
+struct MountAttr {
+    attr_set: u64,
+    attr_clr: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+/// open_tree(2): a detached copy of the mount tree at `path`. Follows links like any path.
+///
+/// # Errors
+/// Those of opening `path`; EINVAL for a tree with mounts that are locked to their places; ENOSYS before 5.2.
+pub fn clone_tree(path: &CStr, recursive: bool) -> Result<OwnedFd> {
+    open_tree(libc::AT_FDCWD, path, if recursive { libc::AT_RECURSIVE } else { 0 })
+}
+
+/// open_tree(2) of what a descriptor names.
+///
+/// # Errors
+/// As [`clone_tree`].
+pub fn clone_tree_at(fd: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd> {
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    open_tree(fd.as_raw_fd(), c"", flags)
+}
+
+fn open_tree(dir: RawFd, path: &CStr, flags: c_int) -> Result<OwnedFd> {
+    let flags = OPEN_TREE_CLONE | (flags | libc::O_CLOEXEC).cast_unsigned();
+    // SAFETY: `path` is NUL-terminated and outlives the call.
+    new_fd(unsafe { libc::syscall(libc::SYS_open_tree, dir, path.as_ptr(), flags) })
+}
+
+/// move_mount(2): attaches the detached tree `from` at what `to` names.
+///
+/// # Errors
+/// ENOTDIR or EINVAL for a file on a directory and the reverse.
+pub fn attach_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
+    let flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH;
+    let (from, to, empty) = (from.as_raw_fd(), to.as_raw_fd(), c"".as_ptr());
+    // SAFETY: both paths are the same empty static string.
+    check(unsafe { libc::syscall(libc::SYS_move_mount, from, empty, to, empty, flags) }).map(drop)
+}
+
+/// move_mount(2) to a path relative to the working directory.
+///
+/// # Errors
+/// As [`attach_tree`].
+pub fn attach_tree_here(from: BorrowedFd<'_>, to: &CStr) -> Result<()> {
+    let (from, empty) = (from.as_raw_fd(), c"".as_ptr());
+    let flags = MOVE_MOUNT_F_EMPTY_PATH;
+    // SAFETY: both paths are NUL-terminated and outlive the call.
+    check(unsafe { libc::syscall(libc::SYS_move_mount, from, empty, libc::AT_FDCWD, to.as_ptr(), flags) }).map(drop)
+}
+
+/// mount_setattr(2) on the mount that `fd` names.
+///
+/// # Errors
+/// EPERM when a locked attribute would be cleared; ENOSYS before 5.12.
+pub fn set_mount_attributes(fd: BorrowedFd<'_>, recursive: bool, set: u64, clear: u64) -> Result<()> {
+    let attributes = MountAttr { attr_set: set, attr_clr: clear, propagation: 0, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is an empty static string and the structure is alive, of the size that is passed.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<MountAttr>(),
+        )
+    })
+    .map(drop)
+}
+
+/// statx(2), STATX_MNT_ID: which mount a descriptor is on. `None` before Linux 5.8.
+///
+/// # Errors
+/// ENOSYS before 4.11.
+pub fn mount_id(fd: BorrowedFd<'_>) -> Result<Option<u64>> {
+    // SAFETY: all-zero is a valid statx: it is numbers only.
+    let mut status: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is an empty static string and the structure is a live local.
+    let result =
+        unsafe { libc::statx(fd.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_MNT_ID, &raw mut status) };
+    check(c_long::from(result))?;
+    Ok((status.stx_mask & libc::STATX_MNT_ID != 0).then_some(status.stx_mnt_id))
+}
+
+/// Whether open_tree(2), move_mount(2) and mount_setattr(2) are there: asked with arguments that they refuse.
+pub fn has_mount_api() -> bool {
+    let empty = c"".as_ptr();
+    // SAFETY: a bad descriptor and an empty static path: refused before anything is touched.
+    let tree = check(unsafe { libc::syscall(libc::SYS_open_tree, -1, empty, 0) });
+    // SAFETY: a null structure of size 0 is refused (E2BIG or EINVAL) before it is read.
+    let attributes = check(unsafe { libc::syscall(libc::SYS_mount_setattr, -1, empty, 0, 0, 0) });
+    let refused = |result| matches!(result, Err(Errno::ENOSYS | Errno::EPERM));
+    !refused(tree) && !refused(attributes)
+}
+
+// ---------------------------------------------------------------------------------------------
+// Descriptors
+// ---------------------------------------------------------------------------------------------
+
+/// close_range(2): closes every descriptor from `first` to `last`.
+///
+/// # Errors
+/// ENOSYS before 5.9.
+pub fn close_range(first: RawFd, last: c_uint) -> Result<()> {
+    // SAFETY: the callers run single-threaded before exec and own no descriptor in the range that they use again.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
+}
+
+/// Closes one descriptor by its number.
+///
+/// # Errors
+/// EBADF.
+pub fn close_number(fd: RawFd) -> Result<()> {
+    // SAFETY: as for `close_range`.
+    check(c_long::from(unsafe { libc::close(fd) })).map(drop)
+}
+
+/// A descriptor by its number, to be used but not closed.
+pub fn borrow_number(fd: RawFd) -> BorrowedFd<'static> {
+    // SAFETY: a number that is not open makes calls fail with EBADF, which is no memory error; the callers
+    // pass the standard descriptors, or numbers that the user named and that nothing here closes.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+/// dup3-like copy onto a standard descriptor (0–2).
+///
+/// # Errors
+/// dup2(2)'s.
+pub fn replace_standard(fd: BorrowedFd<'_>, number: RawFd) -> Result<()> {
+    // SAFETY: dup2 on plain numbers; descriptors 0–2 are owned by no Rust object.
+    check(c_long::from(unsafe { libc::dup2(fd.as_raw_fd(), number) })).map(drop)
+}
+
+// ---------------------------------------------------------------------------------------------
+// Privileges and confinement
+// ---------------------------------------------------------------------------------------------
+
+/// PR_CAPBSET_DROP by number, which covers capabilities newer than crate caps. `false`: the kernel has no
+/// capability of that number.
+///
+/// # Errors
+/// EPERM without CAP_SETPCAP.
+pub fn drop_bounding(capability: u8) -> Result<bool> {
+    // SAFETY: prctl with integer arguments.
+    let result = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, c_ulong::from(capability), 0, 0, 0) };
+    match check(c_long::from(result)) {
+        Ok(_) => Ok(true),
+        Err(Errno::EINVAL) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// PR_CAPBSET_READ: whether a capability is in the bounding set; `None` if the kernel does not know it.
+///
+/// # Errors
+/// None that prctl(2) documents but EINVAL.
+pub fn in_bounding(capability: u8) -> Result<Option<bool>> {
+    // SAFETY: prctl with integer arguments.
+    let result = unsafe { libc::prctl(libc::PR_CAPBSET_READ, c_ulong::from(capability), 0, 0, 0) };
+    match check(c_long::from(result)) {
+        Ok(held) => Ok(Some(held == 1)),
+        Err(Errno::EINVAL) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// seccomp(2), SECCOMP_SET_MODE_FILTER. Instructions are `(code, jt, jf, k)` as in struct sock_filter.
+///
+/// # Errors
+/// EINVAL for a program that the kernel's checker refuses, EACCES without no_new_privs.
+pub fn install_filter(instructions: &[libc::sock_filter], flags: u32) -> Result<()> {
+    let len = u16::try_from(instructions.len()).map_err(|_| Errno::EINVAL)?;
+    let program = libc::sock_fprog { len, filter: instructions.as_ptr().cast_mut() };
+    // SAFETY: `program` points to `len` instructions, all alive; the kernel copies and does not write them.
+    check(unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, c_ulong::from(flags), &raw const program)
+    })
+    .map(drop)
+}
+
+/// keyctl(2), KEYCTL_JOIN_SESSION_KEYRING: a new anonymous session keyring. `false`: the kernel has no keyrings.
+///
+/// # Errors
+/// EPERM where a filter around us refuses keyctl.
+pub fn join_new_session_keyring() -> Result<bool> {
+    // SAFETY: a null name asks for an anonymous keyring.
+    match check(unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, 0) }) {
+        Ok(_) => Ok(true),
+        Err(Errno::ENOSYS) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The Landlock ABI of the kernel, landlock_create_ruleset(2).
+///
+/// # Errors
+/// ENOSYS: not built in. EOPNOTSUPP: built in and not enabled at boot.
+pub fn landlock_abi() -> Result<i32> {
+    const LANDLOCK_CREATE_RULESET_VERSION: c_uint = 1;
+    let null = std::ptr::null::<c_void>();
+    // SAFETY: with this flag the attribute must be null and of size 0.
+    let abi = check(unsafe {
+        libc::syscall(libc::SYS_landlock_create_ruleset, null, 0_usize, LANDLOCK_CREATE_RULESET_VERSION)
+    })?;
+    i32::try_from(abi).map_err(|_| Errno::EOVERFLOW)
+}
+
+/// Brings the loopback interface of this network namespace up; the kernel then gives it 127.0.0.1/8 and ::1
+/// (net/ipv4/devinet.c, inetdev_event).
+///
+/// # Errors
+/// EPERM without CAP_NET_ADMIN over the namespace.
+pub fn loopback_up(socket: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: all-zero is a valid ifreq: an empty name and numbers.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = from.cast_signed().into();
+    }
+    request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap_or(1);
+    // SAFETY: SIOCSIFFLAGS reads an ifreq, which `request` is.
+    check(c_long::from(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) })).map(drop)
+}
+
+/// fnmatch(3) without flags for path or period, as Python's fnmatch: `*` matches `/` too. No escapes.
+pub fn fnmatch(pattern: &str, text: &OsStr) -> bool {
+    let (Ok(pattern), Ok(text)) = (CString::new(pattern), CString::new(text.as_bytes())) else {
+        return false;
+    };
+    // SAFETY: both strings are NUL-terminated and alive.
+    unsafe { libc::fnmatch(pattern.as_ptr(), text.as_ptr(), libc::FNM_NOESCAPE) == 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fnmatch_is_pythons() {
+        assert!(fnmatch("/usr/bin/*", OsStr::new("/usr/bin/x/y")));
+        assert!(fnmatch("l?", OsStr::new("ls")));
+        assert!(fnmatch("[!a]*", OsStr::new("ls")));
+        assert!(!fnmatch("ls", OsStr::new("/usr/bin/ls")));
+        assert!(fnmatch("a\\*", OsStr::new("a\\b")));
+    }
+
+    #[test]
+    fn vfork_runs_the_child_and_waits_for_it() {
+        let mut seen = 0;
+        let pid = vfork(&mut || {
+            seen = 7;
+            3
+        })
+        .unwrap();
+        let waited = wait4(Some(pid), 0).unwrap().unwrap();
+        assert_eq!((seen, libc::WEXITSTATUS(waited.status)), (7, 3));
+    }
+}
