@@ -81,6 +81,8 @@ fn read_range(file: &File, first: &[u8], offset: u64, size: u64) -> Option<Vec<u
 }
 
 fn parse_elf(file: &File, first: &[u8]) -> Option<Elf> {
+    // The crate's own first look does not check the length.
+    first.get(..52)?;
     let (endian, class, abi, version) = elf::file::parse_ident::<AnyEndian>(first).ok()?;
     let header_size = if matches!(class, Class::ELF64) { 64 } else { 52 };
     let tail = first.get(elf::abi::EI_NIDENT..header_size)?;

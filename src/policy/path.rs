@@ -84,6 +84,11 @@ impl SandboxPath {
         Self(path)
     }
 
+    /// The directory that it lies in; none for the root.
+    pub fn parent(&self) -> Option<SandboxPath> {
+        self.0.parent().map(|parent| Self(parent.to_owned()))
+    }
+
     /// As a path.
     pub fn as_path(&self) -> &Path {
         &self.0

@@ -102,9 +102,8 @@ fn components(path: &Path) -> impl Iterator<Item = OsString> + '_ {
     })
 }
 
-/// Finds `target`, or makes it and its parents where the new root is ours. Never creates anything in a folder
-/// of the host: `ours` are the device
-/// numbers of the file systems that were made for this run.
+/// Finds `target`, or makes it and its parents where the new root is ours. Never creates anything in a folder of
+/// the host: `ours` are the device numbers of the file systems that were made for this run.
 pub(super) fn find_or_make(
     root: BorrowedFd<'_>,
     target: &SandboxPath,
@@ -116,20 +115,18 @@ pub(super) fn find_or_make(
         Err(Errno::ENOENT) => {}
         result => return Ok(result?),
     }
-    let (parent, name) = match (
-        target.as_path().parent().and_then(|parent| SandboxPath::new(parent).ok()),
-        target.as_path().file_name(),
-    ) {
-        (Some(parent), Some(name)) => (parent, name),
-        _ => return Err(Errno::ENOENT.into()),
-    };
-    let parent = find_or_make(root, &parent, Node::Directory, 0o755, ours)?;
-    make(parent.as_fd(), name, node, mode, ours)?;
-    // Again from the root: had a link been made there in between, it would be resolved inside.
-    Ok(open_in_root(root, target.as_path())?)
+    let Some(name) = target.as_path().file_name() else { return Err(Errno::ENOENT.into()) };
+    match target.parent() {
+        Some(parent) if !parent.is_root() => {
+            let parent = find_or_make(root, &parent, Node::Directory, 0o755, ours)?;
+            make(parent.as_fd(), name, node, mode, ours)
+        }
+        _ => make(root, name, node, mode, ours),
+    }
 }
 
-fn make(parent: BorrowedFd<'_>, name: &OsStr, node: Node, mode: u32, ours: &[u64]) -> Result<(), Unresolved> {
+/// Makes `name`, which is nothing yet, in a directory of ours, and opens it: no link can be in its place.
+fn make(parent: BorrowedFd<'_>, name: &OsStr, node: Node, mode: u32, ours: &[u64]) -> Result<OwnedFd, Unresolved> {
     let stat = fstat(parent)?;
     if kind(&stat) != SFlag::S_IFDIR {
         return Err(Errno::ENOTDIR.into());
@@ -142,7 +139,7 @@ fn make(parent: BorrowedFd<'_>, name: &OsStr, node: Node, mode: u32, ours: &[u64
         Node::Directory => mkdirat(parent, Path::new(name), mode),
         Node::File => mknodat(parent, name.as_bytes(), SFlag::S_IFREG, mode, 0),
     }?;
-    Ok(())
+    Ok(openat(parent, Path::new(name), PATH_ONLY | OFlag::O_NOFOLLOW, Mode::empty())?)
 }
 
 #[cfg(test)]

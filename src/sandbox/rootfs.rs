@@ -1,7 +1,7 @@
 //! The new root: a tmpfs over `/`, the plan's steps on it, then pivot_root and the old root detached. Every target
 //! is resolved under a descriptor of the new root; the host's tree is only read.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -93,7 +93,7 @@ impl<'a> NewRoot<'a> {
         match step {
             Step::Bind { target, attributes, .. } => self.bind(index, source, target, *attributes),
             Step::Tmpfs { target, mode, size: None, noexec } => {
-                self.shared_tmpfs(index, target, *mode, *noexec).map(drop)
+                self.shared_tmpfs(index, target, *mode, *noexec)
             }
             Step::Tmpfs { target, mode, size: Some(size), noexec } => {
                 self.own_tmpfs(index, target, *mode, *size, *noexec)
@@ -169,12 +169,10 @@ impl<'a> NewRoot<'a> {
     }
 
     /// A part of the base tmpfs at `target`: cheaper than a tmpfs of its own, and all share one size.
-    fn shared_tmpfs(&mut self, index: usize, target: &SandboxPath, mode: u32, noexec: bool) -> Result<OwnedFd, Fault> {
+    fn shared_tmpfs(&mut self, index: usize, target: &SandboxPath, mode: u32, noexec: bool) -> Result<(), Fault> {
         let to = self.find_or_make(index, target, Node::Directory, 0o755)?;
-        self.scratch(mode)
-            .and_then(|scratch| self.attach_scratch(&scratch, to.as_fd(), noexec))
-            .at_index(Stage::Mount, index)?;
-        open_in_root(&self.root, target.as_path()).at_index(Stage::Target, index)
+        let scratch = self.scratch(mode).at_index(Stage::Mount, index)?;
+        self.attach_scratch(&scratch, to.as_fd(), noexec).at_index(Stage::Mount, index)
     }
 
     fn attach_scratch(&self, scratch: &Path, to: BorrowedFd<'_>, noexec: bool) -> nix::Result<()> {
@@ -226,7 +224,8 @@ impl<'a> NewRoot<'a> {
         console: Option<&Path>,
         noexec: bool,
     ) -> Result<(), Fault> {
-        let dev = self.shared_tmpfs(index, target, 0o755, noexec)?;
+        self.shared_tmpfs(index, target, 0o755, noexec)?;
+        let dev = open_in_root(&self.root, target.as_path()).at_index(Stage::Target, index)?;
         let shm = self.scratch(0o1777).at_index(Stage::Mount, index)?;
         self.fill_devices(&dev, &shm, console, noexec).at_index(Stage::Mount, index)
     }
@@ -310,22 +309,22 @@ impl<'a> NewRoot<'a> {
     }
 
     fn symlink(&self, index: usize, text: &Path, target: &SandboxPath) -> Result<(), Fault> {
-        let path = target.as_path();
-        let (Some(parent), Some(name)) =
-            (path.parent().and_then(|parent| SandboxPath::new(parent).ok()), path.file_name())
-        else {
+        let (Some(parent), Some(name)) = (target.parent(), target.as_path().file_name()) else {
             return Err(Errno::EEXIST).at_index(Stage::Make, index);
         };
-        let parent = self.find_or_make(index, &parent, Node::Directory, 0o755)?;
-        match readlinkat(&parent, name) {
-            Ok(existing) if Path::new(&existing) == text => return Ok(()),
-            // EINVAL: there is something, and it is no link.
-            Ok(_) | Err(Errno::EINVAL) => return Err(Errno::EEXIST).at_index(Stage::Make, index),
-            Err(Errno::ENOENT) => {}
-            Err(errno) => return Err(errno).at_index(Stage::Make, index),
+        let found;
+        let parent = if parent.is_root() {
+            self.root.as_fd()
+        } else {
+            found = self.find_or_make(index, &parent, Node::Directory, 0o755)?;
+            found.as_fd()
+        };
+        self.refuse_host(parent).or_else(|errno| link_is_there(parent, name, text, errno)).at_index(Stage::TargetOnHost, index)?;
+        match symlinkat(text, parent, name) {
+            Err(Errno::EEXIST) => link_is_there(parent, name, text, Errno::EEXIST),
+            result => result,
         }
-        self.refuse_host(&parent).at_index(Stage::TargetOnHost, index)?;
-        symlinkat(text, &parent, name).at_index(Stage::Make, index)
+        .at_index(Stage::Make, index)
     }
 
     fn chmod(&self, index: usize, target: &SandboxPath, mode: u32) -> Result<(), Fault> {
@@ -337,7 +336,7 @@ impl<'a> NewRoot<'a> {
     }
 
     /// EROFS for what is not on a tmpfs of ours: the host is not changed while the root is built.
-    fn refuse_host(&self, fd: &OwnedFd) -> nix::Result<()> {
+    fn refuse_host(&self, fd: impl AsFd) -> nix::Result<()> {
         if self.ours.contains(&fstat(fd)?.st_dev) { Ok(()) } else { Err(Errno::EROFS) }
     }
 
@@ -390,6 +389,14 @@ impl<'a> NewRoot<'a> {
         } else {
             Err(Errno::EBUSY).at(Stage::Detach)
         }
+    }
+}
+
+/// An existing link of the same text is as good as a new one; anything else is the error that it was.
+fn link_is_there(parent: BorrowedFd<'_>, name: &OsStr, text: &Path, otherwise: Errno) -> nix::Result<()> {
+    match readlinkat(parent, name) {
+        Ok(existing) if Path::new(&existing) == text => Ok(()),
+        _ => Err(otherwise),
     }
 }
 

@@ -1,0 +1,205 @@
+//! The command line as typed. What it means is decided elsewhere; nothing here has been checked but its form.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::output::ErrorFormat;
+
+/// Run a command in a sandbox of its own: the host read-only, no network, no privileges.
+#[derive(Debug, Parser)]
+#[command(
+    name = "shannot",
+    version,
+    about,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    after_help = "`shannot COMMAND [ARGS…]` is short for `shannot run -- COMMAND [ARGS…]`: words behind the first one belong to the \
+                  command.\n\nExamples:\n  shannot ls -la /                     with the profile `minimal`\n  shannot -p host bash                 \
+                  look around: the whole host, read-only\n  shannot -p diagnostics df -h         disk usage, nothing else\n  \
+                  shannot run -p host --rw . -- make   let it write here\n  shannot verify                       try to break the \
+                  profile's promises\n\nExit codes: the command's own; 124 timeout; 125 shannot failed and nothing ran; 126 not \
+                  allowed or not executable; 127 not found inside; 128+n ended by signal n."
+)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub(super) common: Common,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// Options that may stand before or behind the subcommand.
+#[derive(Debug, Clone, Default, Args)]
+pub(super) struct Common {
+    /// Profile: a name, or a path (with a "/", or ending in .json)
+    #[arg(short, long, global = true, value_name = "PROFILE")]
+    pub(super) profile: Option<String>,
+    /// Say what is skipped and what is in force
+    #[arg(short, long, global = true)]
+    pub(super) verbose: bool,
+    /// How errors are said
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text", hide_default_value = true)]
+    pub(super) error_format: ErrorFormat,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run a command in the sandbox
+    Run(Box<Run>),
+    /// Try, inside, what the profile promises to refuse
+    Verify(Verify),
+    /// Print the profile, normalised, as JSON
+    Export,
+    /// List, show and check profiles
+    #[command(subcommand)]
+    Profile(Profile),
+    /// Print a completion script for a shell
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+    /// Any other word is a command to run
+    #[command(external_subcommand)]
+    Bare(Vec<OsString>),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    #[command(flatten)]
+    pub(super) options: Options,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    pub(super) command: Vec<OsString>,
+}
+
+/// What overrides or extends the profile. Each has a profile key of the same meaning.
+#[derive(Debug, Default, Args)]
+pub(super) struct Options {
+    /// Bind a host path read-only
+    #[arg(long, value_name = "SRC[:DEST]", help_heading = "Files")]
+    pub(super) ro: Vec<OsString>,
+    /// Bind a host path writable
+    #[arg(long, value_name = "SRC[:DEST]", help_heading = "Files")]
+    pub(super) rw: Vec<OsString>,
+    /// Mount an empty tmpfs
+    #[arg(long, value_name = "DEST", help_heading = "Files")]
+    pub(super) tmpfs: Vec<OsString>,
+    /// Hide a path
+    #[arg(long, value_name = "PATH", help_heading = "Files")]
+    pub(super) hide: Vec<OsString>,
+    /// Start in this directory
+    #[arg(long, value_name = "DIR", help_heading = "Files")]
+    pub(super) chdir: Option<OsString>,
+    /// Set a variable, or pass the caller's
+    #[arg(long, value_name = "K[=V]", help_heading = "Environment")]
+    pub(super) env: Vec<OsString>,
+    /// Pass the caller's variables that match
+    #[arg(long, value_name = "GLOB", help_heading = "Environment")]
+    pub(super) env_pass: Vec<String>,
+    /// Pass all of the caller's variables
+    #[arg(long, help_heading = "Environment")]
+    pub(super) inherit_env: bool,
+    /// Host name inside
+    #[arg(long, value_name = "NAME", help_heading = "Environment")]
+    pub(super) hostname: Option<String>,
+    /// Network: none at all, loopback only, or the host's
+    #[arg(long, value_name = "none|loopback|host", help_heading = "Confinement")]
+    pub(super) net: Option<String>,
+    /// Filter of system calls: a preset, or a file
+    #[arg(long, value_name = "PRESET|FILE", help_heading = "Confinement")]
+    pub(super) seccomp: Option<String>,
+    /// How to isolate
+    #[arg(long, value_name = "BACKEND", default_value = "auto", help_heading = "Confinement")]
+    pub(super) backend: Backend,
+    /// Refuse to run unless this feature is enforced in full
+    #[arg(long, value_name = "FEATURE", help_heading = "Confinement")]
+    pub(super) require: Vec<String>,
+    /// Run even if this feature can't be enforced
+    #[arg(long, value_name = "FEATURE", help_heading = "Confinement")]
+    pub(super) allow_degraded: Vec<String>,
+    /// End the command after this time (10m, 90s, 1h 30m)
+    #[arg(long, value_name = "TIME", help_heading = "Limits")]
+    pub(super) timeout: Option<String>,
+    /// Kill it if it has not ended so long after the timeout (10s)
+    #[arg(long, value_name = "TIME", help_heading = "Limits")]
+    pub(super) kill_after: Option<String>,
+    /// Memory (2G)
+    #[arg(long, value_name = "SIZE", help_heading = "Limits")]
+    pub(super) memory: Option<String>,
+    /// Processes and threads
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    pub(super) pids: Option<u64>,
+    /// CPUs used at once
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    pub(super) cpus: Option<u32>,
+    /// Print what would be done, and do nothing
+    #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text", help_heading = "Output")]
+    pub(super) dry_run: Option<Format>,
+    /// Write a report of the run as JSON
+    #[arg(long, value_name = "FILE|fd:N", help_heading = "Output")]
+    pub(super) report: Option<OsString>,
+    /// Close the command's stdout
+    #[arg(long, help_heading = "Shannot 0.3")]
+    pub(super) no_stdout: bool,
+    /// Close the command's stderr
+    #[arg(long, help_heading = "Shannot 0.3")]
+    pub(super) no_stderr: bool,
+    /// Accepted: exit codes are always the command's own
+    #[arg(long, help_heading = "Shannot 0.3")]
+    pub(super) no_check: bool,
+    /// Accepted, without effect: no bubblewrap is needed
+    #[arg(long, value_name = "PATH", help_heading = "Shannot 0.3")]
+    pub(super) bubblewrap: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(super) enum Backend {
+    /// The strongest that this host has
+    #[default]
+    Auto,
+    /// Namespaces, or refuse
+    Namespaces,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Verify {
+    /// Also run this command, which must succeed
+    #[arg(long, value_name = "COMMAND", num_args = 1..)]
+    pub(super) allowed_command: Vec<OsString>,
+    /// Also try this command, which must be refused
+    #[arg(long, value_name = "COMMAND", num_args = 1..)]
+    pub(super) disallowed_command: Vec<OsString>,
+    /// As JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Profile {
+    /// Profiles that can be named, and where they come from
+    List,
+    /// A profile as it will be applied
+    Show {
+        /// Which; default: the one that would be used
+        profile: Option<String>,
+    },
+    /// Check a profile on this host, without running anything
+    Check {
+        /// Which; default: the one that would be used
+        profile: Option<String>,
+    },
+    /// The JSON Schema of profiles
+    Schema,
+}

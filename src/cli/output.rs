@@ -1,0 +1,95 @@
+//! What Shannot itself says: errors on stderr, as text or as JSON, and results on stdout. Nothing else.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+/// `--error-format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub(super) enum ErrorFormat {
+    /// `shannot: cannot …`, then hints.
+    #[default]
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+/// An error on its way to the user.
+#[derive(Debug, Serialize)]
+pub(super) struct Complaint {
+    /// The room or stage that failed.
+    pub(super) stage: String,
+    /// What it was about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) object: Option<String>,
+    /// The errno, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) errno: Option<i32>,
+    /// The sentence.
+    pub(super) message: String,
+    /// The cure, where it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) hint: Option<String>,
+    /// The exit code.
+    #[serde(skip)]
+    pub(super) code: u8,
+}
+
+impl Complaint {
+    /// Exit code of Shannot's own failures.
+    pub(super) const FAILED: u8 = 125;
+
+    /// From an error and all its causes.
+    pub(super) fn new(stage: &str, error: &(dyn Error + 'static), hint: Option<String>) -> Self {
+        let mut message = error.to_string();
+        let mut errno = errno_of(error);
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            // Writing to a String can't fail.
+            let _ = write!(message, ": {error}");
+            errno = errno.or_else(|| errno_of(error));
+            cause = error.source();
+        }
+        Self { stage: stage.to_owned(), object: None, errno, message, hint, code: Self::FAILED }
+    }
+
+    /// Without an error type behind it.
+    pub(super) fn plain(stage: &str, message: impl Into<String>) -> Self {
+        Self { stage: stage.to_owned(), object: None, errno: None, message: message.into(), hint: None, code: Self::FAILED }
+    }
+
+    /// Says it on stderr and gives the exit code.
+    pub(super) fn say(&self, format: ErrorFormat) -> u8 {
+        let text = match format {
+            ErrorFormat::Json => serde_json::to_string(self).unwrap_or_else(|_| self.message.clone()),
+            ErrorFormat::Text => {
+                let hints = self.hint.iter().flat_map(|hint| hint.lines());
+                hints.fold(format!("shannot: {}", self.message), |text, hint| format!("{text}\nhint: {hint}"))
+            }
+        };
+        note(&text);
+        self.code
+    }
+}
+
+fn errno_of(error: &(dyn Error + 'static)) -> Option<i32> {
+    error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error)
+}
+
+/// A line on stderr. If that fails there is nowhere left to say so.
+pub(super) fn note(text: &str) {
+    if writeln!(io::stderr(), "{text}").is_err() {}
+}
+
+/// A result on stdout. A reader that has gone away (`| head`) is no failure.
+pub(super) fn result(text: &str) -> Result<(), Complaint> {
+    let mut stdout = io::stdout();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Complaint::plain("output", format!("cannot write to stdout: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
