@@ -3,9 +3,12 @@
 //! Front ends (`profile`, `bwrap`, `cli`) produce a [`policy::Policy`]; `plan` decides, once and in
 //! full, what will be done on this host; `sandbox` does it. See README.md, "The house".
 
+pub mod bwrap;
+pub mod cli;
 pub mod host;
 pub mod plan;
 pub mod policy;
+pub mod profile;
 pub mod report;
 pub mod sandbox;
 pub mod seccomp;

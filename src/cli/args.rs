@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::output::ErrorFormat;
+use crate::profile::{LimitsEntry, NetworkKey, Overrides, Quantity};
 
 /// Run a command in a sandbox of its own: the host read-only, no network, no privileges.
 #[derive(Debug, Parser)]
@@ -108,10 +109,10 @@ pub(super) struct Options {
     pub(super) hostname: Option<String>,
     /// Network: none at all, loopback only, or the host's
     #[arg(long, value_name = "none|loopback|host", help_heading = "Confinement")]
-    pub(super) net: Option<String>,
-    /// Filter of system calls: a preset, or a file
+    pub(super) net: Option<Net>,
+    /// Filter of system calls: a preset, or a .bpf file; again for more than one
     #[arg(long, value_name = "PRESET|FILE", help_heading = "Confinement")]
-    pub(super) seccomp: Option<String>,
+    pub(super) seccomp: Vec<String>,
     /// How to isolate
     #[arg(long, value_name = "BACKEND", default_value = "auto", help_heading = "Confinement")]
     pub(super) backend: Backend,
@@ -142,10 +143,10 @@ pub(super) struct Options {
     /// Write a report of the run as JSON
     #[arg(long, value_name = "FILE|fd:N", help_heading = "Output")]
     pub(super) report: Option<OsString>,
-    /// Close the command's stdout
+    /// Throw the command's stdout away
     #[arg(long, help_heading = "Shannot 0.3")]
     pub(super) no_stdout: bool,
-    /// Close the command's stderr
+    /// Throw the command's stderr away
     #[arg(long, help_heading = "Shannot 0.3")]
     pub(super) no_stderr: bool,
     /// Accepted: exit codes are always the command's own
@@ -166,6 +167,16 @@ pub(super) enum Backend {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Net {
+    /// None; not even TCP on loopback
+    None,
+    /// A loopback of its own
+    Loopback,
+    /// The host's network
+    Host,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
     /// For people
     Text,
@@ -175,12 +186,12 @@ pub(super) enum Format {
 
 #[derive(Debug, Args)]
 pub(super) struct Verify {
-    /// Also run this command, which must succeed
+    /// Also run this command, which must succeed; quote one that has options
     #[arg(long, value_name = "COMMAND", num_args = 1..)]
-    pub(super) allowed_command: Vec<OsString>,
-    /// Also try this command, which must be refused
+    pub(super) allowed_command: Vec<String>,
+    /// Also try this command, which must be refused or fail
     #[arg(long, value_name = "COMMAND", num_args = 1..)]
-    pub(super) disallowed_command: Vec<OsString>,
+    pub(super) disallowed_command: Vec<String>,
     /// As JSON
     #[arg(long)]
     pub(super) json: bool,
@@ -202,4 +213,38 @@ pub(super) enum Profile {
     },
     /// The JSON Schema of profiles
     Schema,
+}
+
+impl Options {
+    /// What these options say over the profile.
+    pub(super) fn overrides(&self) -> Overrides {
+        let text = |text: &Option<String>| text.clone().map(Quantity::Text);
+        Overrides {
+            ro: self.ro.clone(),
+            rw: self.rw.clone(),
+            tmpfs: self.tmpfs.clone(),
+            hide: self.hide.clone(),
+            env: self.env.clone(),
+            env_pass: self.env_pass.clone(),
+            inherit_env: self.inherit_env,
+            chdir: self.chdir.clone(),
+            hostname: self.hostname.clone(),
+            seccomp: self.seccomp.clone(),
+            net: self.net.map(|net| match net {
+                Net::None => NetworkKey::None,
+                Net::Loopback => NetworkKey::Loopback,
+                Net::Host => NetworkKey::Host,
+            }),
+            limits: LimitsEntry {
+                timeout: text(&self.timeout),
+                kill_after: text(&self.kill_after),
+                memory: text(&self.memory),
+                pids: self.pids,
+                cpus: self.cpus,
+                ..LimitsEntry::default()
+            },
+            require: self.require.clone(),
+            allow_degraded: self.allow_degraded.clone(),
+        }
+    }
 }

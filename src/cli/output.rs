@@ -6,6 +6,10 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
+use crate::plan::PlanError;
+use crate::profile::ProfileError;
+use crate::sandbox::SandboxError;
+
 /// `--error-format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub(super) enum ErrorFormat {
@@ -15,6 +19,9 @@ pub(super) enum ErrorFormat {
     /// One JSON object.
     Json,
 }
+
+/// Exit code for a command that the allowlist refuses.
+const NOT_ALLOWED: u8 = 126;
 
 /// An error on its way to the user.
 #[derive(Debug, Serialize)]
@@ -57,7 +64,29 @@ impl Complaint {
 
     /// Without an error type behind it.
     pub(super) fn plain(stage: &str, message: impl Into<String>) -> Self {
-        Self { stage: stage.to_owned(), object: None, errno: None, message: message.into(), hint: None, code: Self::FAILED }
+        Self {
+            stage: stage.to_owned(),
+            object: None,
+            errno: None,
+            message: message.into(),
+            hint: None,
+            code: Self::FAILED,
+        }
+    }
+
+    /// With a sentence before the cause.
+    pub(super) fn about(self, what: String) -> Self {
+        Self { message: format!("{what}: {}", self.message), ..self }
+    }
+
+    /// With a cure.
+    pub(super) fn with_hint(self, hint: &str) -> Self {
+        Self { hint: Some(hint.to_owned()), ..self }
+    }
+
+    /// With another exit code.
+    pub(super) fn with_code(self, code: u8) -> Self {
+        Self { code, ..self }
     }
 
     /// Says it on stderr and gives the exit code.
@@ -74,6 +103,35 @@ impl Complaint {
     }
 }
 
+impl From<ProfileError> for Complaint {
+    fn from(error: ProfileError) -> Self {
+        Self::new("profile", &error, error.hint())
+    }
+}
+
+impl From<PlanError> for Complaint {
+    fn from(error: PlanError) -> Self {
+        let code = if matches!(error, PlanError::NotAllowed { .. }) { NOT_ALLOWED } else { Self::FAILED };
+        Self::new("plan", &error, error.hint()).with_code(code)
+    }
+}
+
+impl From<SandboxError> for Complaint {
+    fn from(error: SandboxError) -> Self {
+        match &error {
+            SandboxError::Failed(failure) => Self {
+                stage: failure.stage.to_string(),
+                object: failure.object.clone(),
+                errno: Some(failure.errno as i32),
+                message: failure.to_string(),
+                hint: failure.hint(),
+                code: failure.exit_code(),
+            },
+            SandboxError::Threads(_) | SandboxError::InitLost(_) => Self::new("supervise", &error, None),
+        }
+    }
+}
+
 fn errno_of(error: &(dyn Error + 'static)) -> Option<i32> {
     error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error)
 }
@@ -85,11 +143,22 @@ pub(super) fn note(text: &str) {
 
 /// A result on stdout. A reader that has gone away (`| head`) is no failure.
 pub(super) fn result(text: &str) -> Result<(), Complaint> {
+    result_bytes(text.as_bytes())
+}
+
+/// A result that is not known to be text.
+pub(super) fn result_bytes(bytes: &[u8]) -> Result<(), Complaint> {
     let mut stdout = io::stdout();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(Complaint::plain("output", format!("cannot write to stdout: {error}")))
         }
         _ => Ok(()),
     }
+}
+
+/// A result as JSON, for programs and for people.
+pub(super) fn result_json(value: &impl Serialize) -> Result<(), Complaint> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| Complaint::new("output", &error, None))?;
+    result(&format!("{text}\n"))
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Plan, Rights, RuleObject, Step};
+use super::{Plan, Rights, RuleObject, Skipped, Step};
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -22,7 +22,7 @@ impl fmt::Display for Plan {
             writeln!(f, "  make the root itself read-only")?;
         }
         for skipped in &self.skipped {
-            writeln!(f, "  skip {} ({})", skipped.source.display(), skipped.why)?;
+            writeln!(f, "  skip {skipped}")?;
         }
         self.fmt_confinement(f)?;
         writeln!(f, "\nstart:")?;
@@ -95,6 +95,15 @@ fn rights(rights: Rights) -> &'static str {
         Rights::Write => "write",
         Rights::WriteFiles => "write files",
         Rights::Devices => "devices",
+    }
+}
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.source {
+            Some(source) => write!(f, "bind {} to {} ({})", source.display(), self.target, self.why),
+            None => write!(f, "tmpfs {} ({})", self.target, self.why),
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Serialize;
 
+use super::view::View;
 use super::{PlanError, inside, lossy_path};
 use crate::host::{Files, Host, Kind};
 use crate::policy::{Access, FsOp, LandlockMode, Policy, SandboxPath};
@@ -130,12 +131,12 @@ pub struct Attributes {
     pub noexec: bool,
 }
 
-/// A bind that is left out.
+/// A bind or tmpfs that is left out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Skipped {
-    /// On the host.
-    #[serde(serialize_with = "lossy_path")]
-    pub source: PathBuf,
+    /// A bind's source on the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<PathBuf>,
     /// Inside.
     pub target: SandboxPath,
     /// Why.
@@ -156,7 +157,11 @@ pub(super) fn build(policy: &Policy, host: &Host) -> Result<Root, PlanError> {
             FsOp::Bind { source, target, access, optional } => {
                 bind(&mut root, policy, host, &Bind { source, target, access: *access, optional: *optional })?;
             }
-            FsOp::Tmpfs { target, mode, size } => {
+            FsOp::Tmpfs { target, optional: true, .. } if lacks_place(&root.steps, host, target) => {
+                let why = "no such directory in the bound folder of the host".to_owned();
+                root.skipped.push(Skipped { source: None, target: target.clone(), why });
+            }
+            FsOp::Tmpfs { target, mode, size, .. } => {
                 root.steps.push(Step::Tmpfs { target: target.clone(), mode: *mode, size: *size, noexec: false });
             }
             FsOp::Proc { target } => {
@@ -182,6 +187,19 @@ pub(super) fn build(policy: &Policy, host: &Host) -> Result<Root, PlanError> {
     Ok(root)
 }
 
+/// Whether `target` is missing below a bind, where nothing can be made.
+fn lacks_place(steps: &[Step], host: &Host, target: &SandboxPath) -> bool {
+    let below_bind = steps.iter().any(|step| matches!(step, Step::Bind { target: bind, .. } if target.is_under(bind)));
+    let view = View::new(steps, host.files.as_ref());
+    below_bind
+        && view.resolve(target.as_path()).is_none()
+        && ancestors(target).find_map(|path| view.resolve(path.as_path())).is_some_and(|seen| seen.host.is_some())
+}
+
+fn ancestors(path: &SandboxPath) -> impl Iterator<Item = SandboxPath> {
+    std::iter::successors(path.parent(), SandboxPath::parent)
+}
+
 struct Bind<'a> {
     source: &'a Path,
     target: &'a SandboxPath,
@@ -201,7 +219,7 @@ fn bind(root: &mut Root, policy: &Policy, host: &Host, bind: &Bind<'_>) -> Resul
         Ok(link) => link,
         Err(error) if *optional && error.kind() == io::ErrorKind::NotFound => {
             let skipped = Skipped {
-                source: source.to_path_buf(),
+                source: Some(source.to_path_buf()),
                 target: (*target).clone(),
                 why: "no such file or directory".into(),
             };

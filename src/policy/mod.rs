@@ -101,6 +101,8 @@ pub enum FsOp {
         mode: u32,
         /// Bytes; `None` shares one tmpfs, and so one limit, with all others that say `None`.
         size: Option<u64>,
+        /// Left out and shown, not an error, where a bound folder of the host has no such directory.
+        optional: bool,
     },
     /// A procfs of the new pid namespace, its control files masked.
     Proc {

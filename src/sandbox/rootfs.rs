@@ -92,9 +92,7 @@ impl<'a> NewRoot<'a> {
     fn carry_out(&mut self, index: usize, step: &Step, source: &CStr) -> Result<(), Fault> {
         match step {
             Step::Bind { target, attributes, .. } => self.bind(index, source, target, *attributes),
-            Step::Tmpfs { target, mode, size: None, noexec } => {
-                self.shared_tmpfs(index, target, *mode, *noexec)
-            }
+            Step::Tmpfs { target, mode, size: None, noexec } => self.shared_tmpfs(index, target, *mode, *noexec),
             Step::Tmpfs { target, mode, size: Some(size), noexec } => {
                 self.own_tmpfs(index, target, *mode, *size, *noexec)
             }
@@ -319,7 +317,9 @@ impl<'a> NewRoot<'a> {
             found = self.find_or_make(index, &parent, Node::Directory, 0o755)?;
             found.as_fd()
         };
-        self.refuse_host(parent).or_else(|errno| link_is_there(parent, name, text, errno)).at_index(Stage::TargetOnHost, index)?;
+        self.refuse_host(parent)
+            .or_else(|errno| link_is_there(parent, name, text, errno))
+            .at_index(Stage::TargetOnHost, index)?;
         match symlinkat(text, parent, name) {
             Err(Errno::EEXIST) => link_is_there(parent, name, text, Errno::EEXIST),
             result => result,

@@ -49,12 +49,24 @@ impl Preset {
 }
 
 impl FromStr for Preset {
-    type Err = ();
-    fn from_str(s: &str) -> Result<Self, ()> {
+    type Err = UnknownPreset;
+    fn from_str(s: &str) -> Result<Self, UnknownPreset> {
         match s {
             "default" => Ok(Preset::Default),
             "none" => Ok(Preset::None),
-            _ => Err(()),
+            _ => Err(UnknownPreset(s.into())),
         }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("unknown preset {0:?}")]
+pub struct UnknownPreset(pub String);
+impl std::fmt::Display for Preset {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Preset::Default => "default",
+            Preset::None => "none",
+        })
     }
 }

@@ -1,0 +1,77 @@
+//! `shannot export` and `shannot profile …`.
+
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+
+use super::args::{Common, Profile as What};
+use super::output::{self, Complaint};
+use crate::host::Host;
+use crate::plan::Plan;
+use crate::profile::{Caller, Overrides, Profile, json_schema, list};
+use crate::report::Enforcement;
+
+pub(super) fn export(common: &Common) -> Result<u8, Complaint> {
+    let caller = Caller::current();
+    let profile = common.profile(&caller)?;
+    output::result_json(&profile.export(&caller)?).map(|()| 0)
+}
+
+pub(super) fn profile(common: &Common, what: &What) -> Result<u8, Complaint> {
+    let caller = Caller::current();
+    let load = |name: &Option<String>| match name {
+        Some(name) => Ok(Profile::load(Some(OsStr::new(name)), &caller)?),
+        None => common.profile(&caller),
+    };
+    match what {
+        What::List => {
+            let text = list(&caller).iter().fold(String::new(), |mut text, (name, origin)| {
+                // Writing to a String can't fail.
+                let _ = writeln!(text, "{name:<16} {origin}");
+                text
+            });
+            output::result(&text)?;
+        }
+        What::Show { profile } => output::result_json(&load(profile)?.export(&caller)?)?,
+        What::Check { profile } => {
+            let profile = load(profile)?;
+            let policy = profile.policy(&Overrides::default(), &caller)?;
+            let plan = Plan::new(&policy, &Host::probe())?;
+            let mut text = format!("profile {} can be applied on this host\n", profile.origin());
+            for warning in warnings(&plan) {
+                text.push_str(&format!("note: {warning}\n"));
+            }
+            output::result(&text)?;
+        }
+        What::Schema => output::result_json(&json_schema())?,
+    }
+    Ok(0)
+}
+
+/// What a person should know about a plan before relying on it.
+pub(super) fn warnings(plan: &Plan) -> Vec<String> {
+    let mut warnings: Vec<String> = plan.skipped.iter().map(|skipped| format!("skipped: {skipped}")).collect();
+    if let Some(executables) = &plan.executables {
+        for path in &executables.many_commands {
+            warnings.push(format!(
+                "{path} is many commands in one file: the kernel can't tell them apart, so allowing one allows all of them"
+            ));
+        }
+        for (script, interpreter) in &executables.scripts_without_interpreter {
+            warnings.push(format!(
+                "{script} is a script, and its interpreter {} is not in allowed_commands: it can't start",
+                interpreter.display()
+            ));
+        }
+        for folder in &executables.library_folders {
+            warnings.push(format!(
+                "{folder} holds libraries and stays mappable: programs in there can be started through the dynamic loader"
+            ));
+        }
+    }
+    for (layer, state) in &plan.expected {
+        if let Enforcement::Partial { .. } = state {
+            warnings.push(format!("{layer}: {state}"));
+        }
+    }
+    warnings
+}

@@ -1,0 +1,116 @@
+//! `--report`: one JSON object for a run, written to a descriptor that was opened before the command could touch
+//! anything.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::SystemTime;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc;
+use serde::Serialize;
+
+use super::output::Complaint;
+use crate::plan::{Plan, Skipped};
+use crate::profile::Profile;
+use crate::report::{Effective, Outcome};
+use crate::sys;
+
+/// One run.
+#[derive(Debug, Serialize)]
+pub(super) struct Record<'a> {
+    version: &'static str,
+    profile: ProfileRecord<'a>,
+    command: Vec<String>,
+    start: String,
+    end: String,
+    exit_code: u8,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outcome: Option<&'a Outcome>,
+    /// Why nothing was executed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a Complaint>,
+    /// What was in force: empty where nothing was executed.
+    effective: Effective,
+    skipped: &'a [Skipped],
+    denials: [(); 0],
+    /// Neither Landlock nor an ERRNO filter tells a parent what it refused.
+    denials_complete: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct ProfileRecord<'a> {
+    name: &'a str,
+    origin: String,
+    sha256: String,
+}
+
+impl<'a> Record<'a> {
+    pub(super) fn new(
+        profile: &'a Profile,
+        plan: &'a Plan,
+        started: SystemTime,
+        result: Result<&'a Outcome, &'a Complaint>,
+    ) -> Self {
+        let time = |time| humantime::format_rfc3339_millis(time).to_string();
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            profile: ProfileRecord {
+                name: profile.name(),
+                origin: profile.origin().to_string(),
+                sha256: profile.digest(),
+            },
+            command: plan.command.argv.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+            start: time(started),
+            end: time(SystemTime::now()),
+            exit_code: result.map_or_else(|complaint| complaint.code, Outcome::exit_code),
+            outcome: result.ok(),
+            error: result.err(),
+            // A step that fails means that nothing is executed: what was expected is what was in force.
+            effective: result.map(|_| plan.expected.clone()).unwrap_or_default(),
+            skipped: &plan.skipped,
+            denials: [],
+            denials_complete: false,
+        }
+    }
+}
+
+/// Where the record goes.
+#[derive(Debug)]
+pub(super) struct RecordFile(File);
+
+impl RecordFile {
+    /// `FILE`, or `fd:N`.
+    pub(super) fn open(destination: &OsStr) -> Result<Self, Complaint> {
+        let refuse = |error: std::io::Error| {
+            Complaint::new("report", &error, None).about(format!("cannot write the report to {destination:?}"))
+        };
+        if let Some(number) = destination.to_str().and_then(|text| text.strip_prefix("fd:")) {
+            let invalid =
+                || Complaint::plain("report", format!("cannot write the report to {destination:?}: not a descriptor"));
+            let number: i32 = number.parse().ok().filter(|number| *number >= 0).ok_or_else(invalid)?;
+            let fd = sys::borrow_number(number);
+            let flags = fcntl(fd, FcntlArg::F_GETFL).map_err(|errno| refuse(errno.into()))?;
+            if OFlag::from_bits_truncate(flags) & OFlag::O_ACCMODE == OFlag::O_RDONLY {
+                return Err(refuse(nix::errno::Errno::EBADF.into()));
+            }
+            return Ok(Self(fd.try_clone_to_owned().map_err(refuse)?.into()));
+        }
+        // A link in the last place may be a trap of the previous job's: as root it would choose what is overwritten.
+        let flags = libc::O_NOFOLLOW | libc::O_NOCTTY;
+        let file = File::options().write(true).create(true).truncate(false).custom_flags(flags).open(destination);
+        file.map(Self).map_err(refuse)
+    }
+
+    pub(super) fn write(mut self, record: &Record<'_>) -> Result<(), Complaint> {
+        let text = serde_json::to_string(record).map_err(|error| Complaint::new("report", &error, None))?;
+        let emptied = match self.0.metadata() {
+            Ok(metadata) if metadata.is_file() && metadata.len() > 0 => self.0.set_len(0),
+            _ => Ok(()),
+        };
+        emptied
+            .and_then(|()| self.0.write_all(format!("{text}\n").as_bytes()))
+            .map_err(|error| Complaint::new("report", &error, None).about("cannot write the report".to_owned()))
+    }
+}

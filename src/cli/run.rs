@@ -1,0 +1,79 @@
+//! `shannot run`, and the bare form: profile, options, plan, sandbox, exit code.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::time::SystemTime;
+
+use nix::sys::signal::{Signal, raise};
+
+use super::args::{Common, Format, Options};
+use super::output::{self, Complaint, note};
+use super::record::{Record, RecordFile};
+use crate::host::Host;
+use crate::plan::Plan;
+use crate::profile::{Caller, Profile};
+use crate::report::Outcome;
+use crate::sandbox::{self, Stdio};
+use crate::sys;
+
+pub(super) fn run(common: &Common, options: &Options, command: Vec<OsString>) -> Result<u8, Complaint> {
+    let caller = Caller::current();
+    let profile = common.profile(&caller)?;
+    let mut policy = profile.policy(&options.overrides(), &caller)?;
+    policy.command = command;
+    let plan = Plan::new(&policy, &Host::probe())?;
+    if let Some(format) = options.dry_run {
+        return dry_run(&plan, format).map(|()| 0);
+    }
+    if common.verbose {
+        say_more(&profile, &plan, options);
+    }
+    let stdio = Stdio { stdin: None, stdout: thrown_away(options.no_stdout)?, stderr: thrown_away(options.no_stderr)? };
+    let Some(destination) = &options.report else {
+        return finish(sandbox::run(&plan, &stdio, None)?);
+    };
+    let file = RecordFile::open(destination)?;
+    let started = SystemTime::now();
+    let result = sandbox::run(&plan, &stdio, None).map_err(Complaint::from);
+    file.write(&Record::new(&profile, &plan, started, result.as_ref()))?;
+    finish(result?)
+}
+
+fn dry_run(plan: &Plan, format: Format) -> Result<(), Complaint> {
+    match format {
+        Format::Text => output::result(&plan.to_string()),
+        Format::Json => output::result_json(plan),
+    }
+}
+
+fn say_more(profile: &Profile, plan: &Plan, options: &Options) {
+    note(&format!("shannot: profile {}", profile.origin()));
+    if options.bubblewrap.is_some() {
+        note("shannot: --bubblewrap has no effect: no bubblewrap is used");
+    }
+    for skipped in &plan.skipped {
+        note(&format!("shannot: skipped {skipped}"));
+    }
+    for (layer, state) in &plan.expected {
+        note(&format!("shannot: {layer}: {state}"));
+    }
+}
+
+fn thrown_away(wanted: bool) -> Result<Option<OwnedFd>, Complaint> {
+    let open = || File::options().write(true).open("/dev/null").map(OwnedFd::from);
+    wanted
+        .then(open)
+        .transpose()
+        .map_err(|error| Complaint::plain("descriptors", format!("cannot open /dev/null: {error}")))
+}
+
+fn finish(outcome: Outcome) -> Result<u8, Complaint> {
+    if outcome.interrupted_from_terminal {
+        // A shell that runs us in a loop ends the loop only if we die of SIGINT ourselves
+        // (https://www.cons.org/cracauer/sigint.html).
+        let die = sys::default_disposition(Signal::SIGINT).and_then(|()| raise(Signal::SIGINT));
+        die.map_err(|errno| Complaint::plain("supervise", format!("cannot pass the interrupt on: {errno}")))?;
+    }
+    Ok(outcome.exit_code())
+}

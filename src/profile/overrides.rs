@@ -1,0 +1,197 @@
+//! What the command line says over a profile. Each option means what the profile key of the same meaning does, and
+//! goes through the same functions.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use super::document::{LimitsEntry, NetworkKey};
+use super::error::ProfileError;
+use super::lower::{self, Lowered};
+use super::{Caller, filters};
+use crate::policy::{Access, FsOp, Policy, SandboxPath, Workdir};
+
+/// Options of `shannot run`, as typed.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// `--ro SRC[:DEST]`.
+    pub ro: Vec<OsString>,
+    /// `--rw SRC[:DEST]`.
+    pub rw: Vec<OsString>,
+    /// `--tmpfs DEST`.
+    pub tmpfs: Vec<OsString>,
+    /// `--hide PATH`.
+    pub hide: Vec<OsString>,
+    /// `--env K[=V]`.
+    pub env: Vec<OsString>,
+    /// `--env-pass GLOB`.
+    pub env_pass: Vec<String>,
+    /// `--inherit-env`.
+    pub inherit_env: bool,
+    /// `--chdir DIR`.
+    pub chdir: Option<OsString>,
+    /// `--hostname NAME`.
+    pub hostname: Option<String>,
+    /// `--seccomp PRESET|FILE`.
+    pub seccomp: Vec<String>,
+    /// `--net`.
+    pub net: Option<NetworkKey>,
+    /// `--timeout` and the other limits.
+    pub limits: LimitsEntry,
+    /// `--require F`.
+    pub require: Vec<String>,
+    /// `--allow-degraded F`.
+    pub allow_degraded: Vec<String>,
+}
+
+fn refuse(option: &str, reason: impl ToString, hint: Option<String>) -> ProfileError {
+    ProfileError::Option { option: option.to_owned(), reason: reason.to_string(), hint }
+}
+
+impl Overrides {
+    /// Puts the options over the policy, and the hidden paths over everything.
+    pub(super) fn apply(&self, lowered: Lowered, caller: &Caller) -> Result<Policy, ProfileError> {
+        let Lowered { mut policy, mut hidden } = lowered;
+        for path in &self.hide {
+            hidden.push(inside("--hide", path, caller)?);
+        }
+        let (shown, covered) = self.binds(&hidden, caller)?;
+        policy.fs.extend(covered);
+        hide_everywhere(&mut policy, &hidden);
+        policy.fs.extend(shown);
+        self.apply_environment(&mut policy)?;
+        self.apply_rest(&mut policy, caller)?;
+        Ok(policy)
+    }
+
+    /// The binds and tmpfs: those that name a hidden path itself, which therefore win over hiding, and the others.
+    fn binds(&self, hidden: &[SandboxPath], caller: &Caller) -> Result<(Vec<FsOp>, Vec<FsOp>), ProfileError> {
+        let mut ops = Vec::new();
+        for path in &self.tmpfs {
+            ops.push(lower::tmpfs(inside("--tmpfs", path, caller)?, false));
+        }
+        let ro = self.ro.iter().map(|text| ("--ro", text, Access::ReadOnly));
+        let rw = self.rw.iter().map(|text| ("--rw", text, Access::ReadWrite));
+        for (option, text, access) in ro.chain(rw) {
+            let (source, target) = source_and_target(option, text, caller)?;
+            ops.push(FsOp::Bind { source, target, access, optional: false });
+        }
+        let names_hidden = |op: &FsOp| hidden.iter().any(|path| op.target().is_under(path));
+        Ok(ops.into_iter().partition(names_hidden))
+    }
+
+    fn apply_environment(&self, policy: &mut Policy) -> Result<(), ProfileError> {
+        let environment = &mut policy.environment;
+        environment.pass.extend(self.env_pass.iter().cloned());
+        environment.inherit |= self.inherit_env;
+        for text in &self.env {
+            let bytes = text.as_bytes();
+            let (name, value) = match bytes.iter().position(|byte| *byte == b'=') {
+                Some(at) => (bytes.get(..at).unwrap_or_default(), bytes.get(at + 1..)),
+                None => (bytes, None),
+            };
+            if name.is_empty() {
+                return Err(refuse("--env", format!("{text:?} has no name"), None));
+            }
+            let name = OsString::from_vec(name.to_vec());
+            match value {
+                Some(value) => {
+                    environment.set.insert(name, OsString::from_vec(value.to_vec()));
+                }
+                // The caller's value, if there is one, wins over the profile's.
+                None => {
+                    let pattern = name.to_str().filter(|name| !name.contains(['*', '?', '['])).ok_or_else(|| {
+                        refuse(
+                            "--env",
+                            format!("{name:?} is no name of a variable"),
+                            Some("patterns are for --env-pass".to_owned()),
+                        )
+                    })?;
+                    environment.set.remove(&name);
+                    environment.unset.remove(&name);
+                    environment.pass.push(pattern.to_owned());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_rest(&self, policy: &mut Policy, caller: &Caller) -> Result<(), ProfileError> {
+        if let Some(directory) = &self.chdir {
+            policy.workdir = Workdir::Path(inside("--chdir", directory, caller)?);
+        }
+        if let Some(name) = &self.hostname {
+            policy.hostname = Some(lower::hostname(name).map_err(|reason| refuse("--hostname", reason, None))?);
+        }
+        if let Some(network) = self.net {
+            policy.network = network.into();
+        }
+        if !self.seccomp.is_empty() {
+            let resolve = |word: &str| absolute(OsStr::new(word), caller);
+            policy.filters = filters::load(&self.seccomp, resolve, |reason, hint| refuse("--seccomp", reason, hint))?;
+        }
+        lower::limits(&self.limits, &mut policy.limits)
+            .map_err(|(key, reason)| refuse(&format!("--{}", key.replace('_', "-")), reason, None))?;
+        let layers =
+            |option, names: &[String]| lower::layers(names).map_err(|(reason, hint)| refuse(option, reason, hint));
+        policy.require.extend(layers("--require", &self.require)?);
+        policy.allow_degraded.extend(layers("--allow-degraded", &self.allow_degraded)?);
+        Ok(())
+    }
+}
+
+/// Hides each path under every name by which a bind shows it.
+fn hide_everywhere(policy: &mut Policy, hidden: &[SandboxPath]) {
+    let mut targets: Vec<SandboxPath> = hidden.to_vec();
+    for op in &policy.fs {
+        let FsOp::Bind { source, target, .. } = op else { continue };
+        for path in hidden {
+            if let Ok(below) = path.as_path().strip_prefix(source)
+                && source != target.as_path()
+            {
+                targets.push(target.join(below));
+            }
+        }
+    }
+    policy.fs.extend(targets.into_iter().map(|target| FsOp::Hide { target }));
+}
+
+/// A path on the command line is relative to the caller's directory, as everywhere.
+fn absolute(text: &OsStr, caller: &Caller) -> Result<PathBuf, String> {
+    let path = caller.expand_home(Path::new(text))?;
+    match &caller.cwd {
+        _ if text.is_empty() => Err("the path is empty".to_owned()),
+        _ if path.is_absolute() => Ok(path),
+        // Joined and without its dots, as `.` in a path inside means nothing.
+        Some(cwd) => Ok(cwd.join(path).components().collect()),
+        None => Err(format!("{path:?} is relative, and the working directory has no name")),
+    }
+}
+
+fn inside(option: &str, text: &OsStr, caller: &Caller) -> Result<SandboxPath, ProfileError> {
+    let path = absolute(text, caller).map_err(|reason| refuse(option, reason, None))?;
+    SandboxPath::new(path).map_err(|error| refuse(option, error, None))
+}
+
+/// `SRC[:DEST]`. A source with a colon in its name is written `SRC:DEST` in full.
+fn source_and_target(option: &str, text: &OsStr, caller: &Caller) -> Result<(PathBuf, SandboxPath), ProfileError> {
+    let bytes = text.as_bytes();
+    let (source, target) = match bytes.iter().rposition(|byte| *byte == b':') {
+        Some(at) => (bytes.get(..at).unwrap_or_default(), bytes.get(at + 1..).unwrap_or_default()),
+        None => (bytes, bytes),
+    };
+    let (source, target) = (OsStr::from_bytes(source), OsStr::from_bytes(target));
+    let path = absolute(source, caller).map_err(|reason| refuse(option, reason, None))?;
+    // Where nothing else is said, `../x` appears where it is.
+    let target = if source == target { tidy(&path, option)? } else { inside(option, target, caller)? };
+    Ok((path, target))
+}
+
+fn tidy(path: &Path, option: &str) -> Result<SandboxPath, ProfileError> {
+    let path = if path.components().any(|part| part == std::path::Component::ParentDir) {
+        path.canonicalize().map_err(|error| refuse(option, format!("{path:?}: {error}"), None))?
+    } else {
+        path.to_owned()
+    };
+    SandboxPath::new(path).map_err(|error| refuse(option, error, None))
+}
