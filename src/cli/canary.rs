@@ -80,7 +80,10 @@ pub(super) fn run(task: &str) -> io::Result<()> {
     for path in &task.writable {
         add(format!("{} can be written", path.display()), write_works(path));
     }
-    for path in &task.hidden {
+    // What does not exist need not be hidden; what can't even be looked at does exist.
+    let exists =
+        |path: &&PathBuf| !matches!(path.symlink_metadata(), Err(error) if error.kind() == io::ErrorKind::NotFound);
+    for path in task.hidden.iter().filter(exists) {
         add(format!("{} is hidden", path.display()), open_is_refused(path));
     }
     if task.root_is_sealed {

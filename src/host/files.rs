@@ -1,7 +1,8 @@
 //! What lies where on the host. A trait, so that a plan can be made, and tested, against a tree in memory.
 
-use std::collections::BTreeMap;
-use std::fmt;
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -51,7 +52,7 @@ pub trait Files {
     ///
     /// # Errors
     /// opendir(3)'s.
-    fn names(&self, directory: &Path) -> io::Result<Vec<std::ffi::OsString>>;
+    fn names(&self, directory: &Path) -> io::Result<Vec<OsString>>;
 
     /// How the kernel would start a file.
     ///
@@ -63,9 +64,14 @@ pub trait Files {
     fn cached_libraries(&self, name: &str) -> Vec<PathBuf>;
 }
 
-/// The files of the machine that this runs on.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct LocalFiles;
+/// The files of the machine that this runs on. Remembers what it saw: a plan asks for the same directories again and
+/// again, and should see one state of them.
+#[derive(Debug, Default)]
+pub struct LocalFiles {
+    /// By the path's bytes: as a `Path` each comparison would parse it.
+    kinds: RefCell<HashMap<OsString, Result<Kind, i32>>>,
+    loader_cache: OnceCell<Vec<u8>>,
+}
 
 fn kind_of(path: &Path, metadata: &std::fs::Metadata) -> io::Result<Kind> {
     let file_type = metadata.file_type();
@@ -85,7 +91,13 @@ fn kind_of(path: &Path, metadata: &std::fs::Metadata) -> io::Result<Kind> {
 
 impl Files for LocalFiles {
     fn kind(&self, path: &Path) -> io::Result<Kind> {
-        kind_of(path, &std::fs::symlink_metadata(path)?)
+        if let Some(known) = self.kinds.borrow().get(path.as_os_str()) {
+            return known.clone().map_err(io::Error::from_raw_os_error);
+        }
+        let kind = std::fs::symlink_metadata(path).and_then(|metadata| kind_of(path, &metadata));
+        let known = kind.as_ref().map(Kind::clone).map_err(|error| error.raw_os_error().unwrap_or(libc::EIO));
+        self.kinds.borrow_mut().insert(path.into(), known);
+        kind
     }
 
     fn target_kind(&self, path: &Path) -> io::Result<Kind> {
@@ -96,7 +108,7 @@ impl Files for LocalFiles {
         std::fs::canonicalize(path)
     }
 
-    fn names(&self, directory: &Path) -> io::Result<Vec<std::ffi::OsString>> {
+    fn names(&self, directory: &Path) -> io::Result<Vec<OsString>> {
         let mut names = std::fs::read_dir(directory)?
             .map(|entry| entry.map(|entry| entry.file_name()))
             .collect::<io::Result<Vec<_>>>()?;
@@ -111,40 +123,7 @@ impl Files for LocalFiles {
     }
 
     fn cached_libraries(&self, name: &str) -> Vec<PathBuf> {
-        std::fs::read("/etc/ld.so.cache")
-            .map(|cache| super::program::search_loader_cache(&cache, name))
-            .unwrap_or_default()
-    }
-}
-
-/// Remembers what was asked: a plan asks for the same directories again and again.
-pub(crate) struct Remembering<'a> {
-    files: &'a dyn Files,
-    kinds: std::cell::RefCell<BTreeMap<PathBuf, Option<Kind>>>,
-}
-
-impl<'a> Remembering<'a> {
-    pub(crate) fn new(files: &'a dyn Files) -> Self {
-        Self { files, kinds: std::cell::RefCell::default() }
-    }
-
-    /// What a path names; `None` where nothing can be seen.
-    pub(crate) fn kind(&self, path: &Path) -> Option<Kind> {
-        if let Some(known) = self.kinds.borrow().get(path) {
-            return known.clone();
-        }
-        let kind = self.files.kind(path).ok();
-        self.kinds.borrow_mut().insert(path.to_owned(), kind.clone());
-        kind
-    }
-
-    pub(crate) fn canonical(&self, path: &Path) -> Option<PathBuf> {
-        self.files.canonical(path).ok()
-    }
-}
-
-impl fmt::Debug for Remembering<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Remembering").finish_non_exhaustive()
+        let cache = self.loader_cache.get_or_init(|| std::fs::read("/etc/ld.so.cache").unwrap_or_default());
+        super::program::search_loader_cache(cache, name)
     }
 }

@@ -12,7 +12,6 @@ use nix::errno::Errno;
 
 use crate::sys;
 
-pub(crate) use files::Remembering;
 pub use files::{Files, Kind, LocalFiles};
 pub use program::{Elf, Program, parse_program};
 
@@ -77,7 +76,7 @@ impl Host {
             landlock: probe_landlock(),
             mount_api: sys::has_mount_api(),
             terminal: probe_terminal(),
-            files: Box::new(LocalFiles),
+            files: Box::new(LocalFiles::default()),
         }
     }
 

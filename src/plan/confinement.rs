@@ -30,6 +30,8 @@ pub struct LandlockPlan {
 pub struct Rule {
     /// Where.
     pub object: RuleObject,
+    /// It is a directory: only those have all rights.
+    pub directory: bool,
     /// What.
     pub rights: Rights,
 }
@@ -77,16 +79,19 @@ fn landlock(plan: &Plan, policy: &Policy, host: &Host) -> Option<LandlockPlan> {
     if abi == 0 || policy.landlock == LandlockMode::Off {
         return None;
     }
-    let rule = |target: &SandboxPath, rights| Rule { object: RuleObject::Path(target.clone()), rights };
+    let path_rule =
+        |target: &SandboxPath, directory, rights| Rule { object: RuleObject::Path(target.clone()), directory, rights };
+    let rule = |target: &SandboxPath, rights| path_rule(target, true, rights);
     let base = if plan.executables.is_some() { Rights::Read } else { Rights::ReadExecute };
     let mut rules = vec![rule(&SandboxPath::root(), base)];
     for step in &plan.steps {
         match step {
-            Step::Bind { target, attributes, .. } if !attributes.nodev => {
-                rules.push(rule(target, Rights::Write));
-                rules.push(rule(target, Rights::Devices));
+            Step::Bind { target, attributes, directory, .. } if !attributes.read_only => {
+                rules.push(path_rule(target, *directory, Rights::Write));
+                if !attributes.nodev {
+                    rules.push(path_rule(target, *directory, Rights::Devices));
+                }
             }
-            Step::Bind { target, attributes, .. } if !attributes.read_only => rules.push(rule(target, Rights::Write)),
             Step::Tmpfs { target, .. } | Step::Mqueue { target } => rules.push(rule(target, Rights::Write)),
             Step::Proc { target } => rules.push(rule(target, Rights::WriteFiles)),
             Step::Dev { target, .. } => {
@@ -97,12 +102,18 @@ fn landlock(plan: &Plan, policy: &Policy, host: &Host) -> Option<LandlockPlan> {
         }
     }
     if let Some(executables) = &plan.executables {
-        rules.extend(executables.executable().map(|target| rule(target, Rights::Execute)));
+        rules.extend(executables.folders.iter().map(|folder| rule(folder, Rights::Execute)));
+        let files = executables.commands.iter().chain(&executables.loaders);
+        rules.extend(files.map(|file| path_rule(file, false, Rights::Execute)));
     }
     if let Some(terminal) = &host.terminal
         && !policy.new_session
     {
-        rules.push(Rule { object: RuleObject::Descriptor(terminal.descriptor), rights: Rights::Devices });
+        rules.push(Rule {
+            object: RuleObject::Descriptor(terminal.descriptor),
+            directory: false,
+            rights: Rights::Devices,
+        });
     }
     Some(LandlockPlan {
         abi,

@@ -2,6 +2,7 @@
 //! mapped. Everything else is mounted noexec, so that not even the dynamic loader can map it
 //! (mmap(2): EPERM for PROT_EXEC on a noexec mount), and Landlock EXECUTE names the commands and loaders.
 
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -50,6 +51,12 @@ const LOADERS: &[&str] = &[
     "/lib/ld-musl-riscv64.so.1",
 ];
 
+/// Folders below glibc-hwcaps; others than x86-64 have none yet.
+const CPU_LEVELS: [&str; 3] = ["x86-64-v4", "x86-64-v3", "x86-64-v2"];
+
+/// Of ldconfig(8).
+const LOADER_CACHE: &str = "/etc/ld.so.cache";
+
 /// Names of programs that look at argv\[0\] to see which command they are.
 const MULTI_CALL: &[&str] = &["busybox", "toybox", "coreutils", "uutils", "sbase-box"];
 
@@ -89,9 +96,12 @@ pub(super) fn build(
         library_path: variable(environment, "LD_LIBRARY_PATH")
             .map(|path| std::env::split_paths(path).collect())
             .unwrap_or_default(),
-        library_folders: None,
+        library_folders: OnceCell::new(),
+        has_cache: false,
         found: Executables::default(),
     };
+    let cache = search.view.resolve(Path::new(LOADER_CACHE));
+    search.has_cache = cache.and_then(|seen| seen.host).is_some_and(|host| host == Path::new(LOADER_CACHE));
     for pattern in patterns {
         search.allow(pattern);
     }
@@ -104,7 +114,9 @@ struct Search<'a> {
     host: &'a Host,
     path: Vec<PathBuf>,
     library_path: Vec<PathBuf>,
-    library_folders: Option<Vec<SandboxPath>>,
+    library_folders: OnceCell<Vec<SandboxPath>>,
+    /// The loader inside reads the host's cache.
+    has_cache: bool,
     found: Executables,
 }
 
@@ -209,52 +221,52 @@ impl Search<'_> {
         let own =
             elf.search.iter().map(|dir| PathBuf::from(dir.replace("${ORIGIN}", &origin).replace("$ORIGIN", &origin)));
         let own = self.folders(own.chain(self.library_path.clone()).collect::<Vec<_>>());
-        let standard = self.standard_folders();
         let mut found = Vec::new();
         for name in &elf.needed {
-            let libraries = self.find_library(name, own.iter().chain(&standard));
-            found.extend(libraries);
+            found.extend(self.find_library(name, &own));
         }
         self.found.libraries.extend(found.iter().filter(|library| !self.found.loaders.contains(library)).cloned());
         found
     }
 
-    /// Every file that the loader might take for a library name: which one it takes depends on its own
-    /// configuration and on the CPU (glibc-hwcaps), so all that there are may be mapped.
-    fn find_library<'b>(&self, name: &str, folders: impl Iterator<Item = &'b SandboxPath>) -> Vec<SandboxPath> {
+    /// Every file that the loader might take for a library name (ld.so(8)): those in the folders that the program
+    /// names, those that the loader's cache names (one for each CPU level), and only where there is none of either,
+    /// those in the standard folders.
+    fn find_library(&self, name: &str, own: &[SandboxPath]) -> Vec<SandboxPath> {
         let file = |path: &Path| {
             self.view.resolve(path).filter(|seen| matches!(seen.kind, Kind::File { .. })).map(|seen| seen.inside)
         };
         if name.contains('/') {
             return file(Path::new(name)).into_iter().collect();
         }
-        let mut found: Vec<SandboxPath> =
-            folders.filter_map(|folder| file(&folder.join(name).as_path().to_owned())).collect();
+        let in_folders = |folders: &[SandboxPath]| -> Vec<SandboxPath> {
+            folders.iter().filter_map(|folder| file(folder.join(name).as_path())).collect()
+        };
+        let mut found = in_folders(own);
+        if self.has_cache {
+            found.extend(self.host.files.cached_libraries(name).iter().filter_map(|path| file(path)));
+        }
         if found.is_empty() {
-            found = self.host.files.cached_libraries(name).iter().filter_map(|path| file(path)).collect();
+            found = in_folders(self.standard_folders());
         }
         found
     }
 
     /// The loader's default folders and their CPU variants, found once.
-    fn standard_folders(&mut self) -> Vec<SandboxPath> {
-        if let Some(folders) = &self.library_folders {
-            return folders.clone();
-        }
-        let arch = std::env::consts::ARCH;
-        let multiarch = format!("{arch}-linux-gnu");
-        let names = ["/usr/local/lib", "/usr/lib", "/lib"].map(|lib| format!("{lib}/{multiarch}"));
-        let names = names.into_iter().chain(LIBRARY_FOLDERS.iter().map(|&name| name.to_owned()));
-        let plain = self.folders(names.map(PathBuf::from));
-        let levels = ["x86-64-v4", "x86-64-v3", "x86-64-v2"];
-        let variants = plain.iter().filter(|folder| self.view.resolve(folder.join("glibc-hwcaps").as_path()).is_some());
-        let variants: Vec<PathBuf> = variants
-            .flat_map(|folder| levels.map(|level| folder.join("glibc-hwcaps").join(level).as_path().to_owned()))
-            .collect();
-        let mut all = self.folders(variants);
-        all.extend(plain);
-        self.library_folders = Some(all.clone());
-        all
+    fn standard_folders(&self) -> &[SandboxPath] {
+        self.library_folders.get_or_init(|| {
+            let multiarch = format!("{}-linux-gnu", std::env::consts::ARCH);
+            let names = ["/usr/local/lib", "/usr/lib", "/lib"].map(|lib| format!("{lib}/{multiarch}"));
+            let names = names.into_iter().chain(LIBRARY_FOLDERS.iter().map(|&name| name.to_owned()));
+            let plain = self.folders(names.map(PathBuf::from));
+            let variants = plain.iter().map(|folder| folder.join("glibc-hwcaps"));
+            let variants = variants.filter(|folder| self.view.resolve(folder.as_path()).is_some());
+            let variants: Vec<PathBuf> =
+                variants.flat_map(|folder| CPU_LEVELS.map(|level| folder.as_path().join(level))).collect();
+            let mut all = self.folders(variants);
+            all.extend(plain);
+            all
+        })
     }
 
     /// The folders among `paths` that exist inside, each once, in order.

@@ -201,14 +201,17 @@ impl Plan {
         Ok(plan)
     }
 
+    /// Whether nothing can be executed but what [`Step::Executable`] names, and so nothing on a tmpfs.
+    pub fn noexec(&self) -> bool {
+        self.executables.is_some()
+    }
+
     /// Under a kernel-held allowlist nothing is executable but the allowed files, which are bound over themselves.
     fn mark_noexec(&mut self) {
         let Some(executables) = &self.executables else { return };
         for step in &mut self.steps {
-            match step {
-                Step::Bind { attributes, .. } => attributes.noexec = true,
-                Step::Tmpfs { noexec, .. } | Step::Dev { noexec, .. } => *noexec = true,
-                _ => {}
+            if let Step::Bind { attributes, .. } = step {
+                attributes.noexec = true;
             }
         }
         self.steps.extend(executables.mounts().map(|target| Step::Executable { target: target.clone() }));

@@ -110,7 +110,7 @@ impl fmt::Display for Skipped {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Step::Bind { source, target, attributes } => {
+            Step::Bind { source, target, attributes, .. } => {
                 let flag = |set, name| if set { name } else { "" };
                 let access = if attributes.read_only { "ro" } else { "rw" };
                 write!(f, "bind {}", source.display())?;
@@ -119,14 +119,14 @@ impl fmt::Display for Step {
                 }
                 write!(f, " ({access}{}{})", flag(!attributes.nodev, ", devices"), flag(attributes.noexec, ", noexec"))
             }
-            Step::Tmpfs { target, mode, size: None, .. } => write!(f, "tmpfs {target} (mode {mode:o})"),
-            Step::Tmpfs { target, mode, size: Some(size), .. } => {
+            Step::Tmpfs { target, mode, size: None } => write!(f, "tmpfs {target} (mode {mode:o})"),
+            Step::Tmpfs { target, mode, size: Some(size) } => {
                 write!(f, "tmpfs {target} (mode {mode:o}, {size} bytes)")
             }
             Step::Proc { target } => write!(f, "procfs {target}"),
             Step::MaskProc { target } => write!(f, "mask control files below {target}"),
-            Step::Dev { target, console: None, .. } => write!(f, "minimal /dev at {target}"),
-            Step::Dev { target, console: Some(console), .. } => {
+            Step::Dev { target, console: None } => write!(f, "minimal /dev at {target}"),
+            Step::Dev { target, console: Some(console) } => {
                 write!(f, "minimal /dev at {target}, console {}", console.display())
             }
             Step::Mqueue { target } => write!(f, "message queues {target}"),

@@ -21,6 +21,8 @@ pub enum Step {
         source: PathBuf,
         /// Inside.
         target: SandboxPath,
+        /// The source is a directory.
+        directory: bool,
         /// Mount attributes, submounts included.
         attributes: Attributes,
     },
@@ -33,8 +35,6 @@ pub enum Step {
         /// Bytes; none: a part of the one tmpfs that is shared.
         #[serde(skip_serializing_if = "Option::is_none")]
         size: Option<u64>,
-        /// Nothing can be executed there.
-        noexec: bool,
     },
     /// A procfs of the new pid namespace.
     Proc {
@@ -53,8 +53,6 @@ pub enum Step {
         /// The terminal that becomes `console`.
         #[serde(skip_serializing_if = "Option::is_none")]
         console: Option<PathBuf>,
-        /// Nothing can be executed in its shm.
-        noexec: bool,
     },
     /// A POSIX message queue file system.
     Mqueue {
@@ -93,7 +91,7 @@ pub enum Step {
         /// Over what.
         target: SandboxPath,
     },
-    /// An allowed file or folder bound over itself without noexec.
+    /// An allowed file or folder bound over itself, read-only and without noexec.
     Executable {
         /// Which.
         target: SandboxPath,
@@ -162,7 +160,7 @@ pub(super) fn build(policy: &Policy, host: &Host) -> Result<Root, PlanError> {
                 root.skipped.push(Skipped { source: None, target: target.clone(), why });
             }
             FsOp::Tmpfs { target, mode, size, .. } => {
-                root.steps.push(Step::Tmpfs { target: target.clone(), mode: *mode, size: *size, noexec: false });
+                root.steps.push(Step::Tmpfs { target: target.clone(), mode: *mode, size: *size });
             }
             FsOp::Proc { target } => {
                 root.steps.push(Step::Proc { target: target.clone() });
@@ -171,7 +169,7 @@ pub(super) fn build(policy: &Policy, host: &Host) -> Result<Root, PlanError> {
             FsOp::Dev { target } => {
                 let console =
                     if policy.new_session { None } else { host.terminal.as_ref().and_then(|tty| tty.path.clone()) };
-                root.steps.push(Step::Dev { target: target.clone(), console, noexec: false });
+                root.steps.push(Step::Dev { target: target.clone(), console });
                 root.has_devpts = true;
             }
             FsOp::Mqueue { target } => root.steps.push(Step::Mqueue { target: target.clone() }),
@@ -209,14 +207,18 @@ struct Bind<'a> {
 
 fn bind(root: &mut Root, policy: &Policy, host: &Host, bind: &Bind<'_>) -> Result<(), PlanError> {
     let Bind { source, target, access, optional } = bind;
-    let kind = match host.files.kind(source) {
+    let mut kind = host.files.kind(source);
+    if let Ok(Kind::Link(text)) = &kind {
+        if *access == Access::ReadOnly && source == &target.as_path() && leads_into_bind(policy, source, text) {
+            // The links of merged /usr cost a mount each when bound, and mean the same when made again.
+            root.steps.push(Step::Symlink { text: text.clone(), target: (*target).clone() });
+            return Ok(());
+        }
         // A dangling link is as missing as nothing at all.
-        Ok(Kind::Link(text)) => host.files.target_kind(source).map(|_| Some(text)),
-        Ok(_) => Ok(None),
-        Err(error) => Err(error),
-    };
-    let link = match kind {
-        Ok(link) => link,
+        kind = host.files.target_kind(source);
+    }
+    let kind = match kind {
+        Ok(kind) => kind,
         Err(error) if *optional && error.kind() == io::ErrorKind::NotFound => {
             let skipped = Skipped {
                 source: Some(source.to_path_buf()),
@@ -228,15 +230,6 @@ fn bind(root: &mut Root, policy: &Policy, host: &Host, bind: &Bind<'_>) -> Resul
         }
         Err(cause) => return Err(PlanError::Source { origin: source.to_path_buf(), target: (*target).clone(), cause }),
     };
-    if let Some(text) = link
-        && *access == Access::ReadOnly
-        && source == &target.as_path()
-        && leads_into_bind(policy, source, &text)
-    {
-        // The links of merged /usr cost a mount each when bound, and mean the same when made again.
-        root.steps.push(Step::Symlink { text, target: (*target).clone() });
-        return Ok(());
-    }
     let from_proc = comes_from_proc(host.files.as_ref(), source);
     if from_proc && (host.landlock.abi() == 0 || policy.landlock == LandlockMode::Off) {
         return Err(PlanError::HostProc(source.to_path_buf()));
@@ -246,7 +239,12 @@ fn bind(root: &mut Root, policy: &Policy, host: &Host, bind: &Bind<'_>) -> Resul
         nodev: *access != Access::Device,
         noexec: false,
     };
-    root.steps.push(Step::Bind { source: source.to_path_buf(), target: (*target).clone(), attributes });
+    root.steps.push(Step::Bind {
+        source: source.to_path_buf(),
+        target: (*target).clone(),
+        directory: kind == Kind::Directory,
+        attributes,
+    });
     if from_proc && source == &Path::new("/proc") {
         root.steps.push(Step::MaskProc { target: (*target).clone() });
     } else if source.as_os_str() == "/" && !target.is_root() {

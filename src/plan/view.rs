@@ -4,7 +4,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use super::{Step, inside};
-use crate::host::{Files, Kind, Remembering};
+use crate::host::{Files, Kind};
 use crate::policy::SandboxPath;
 
 /// The kernel's limit of links in one path (path_resolution(7)).
@@ -12,7 +12,7 @@ const MOST_LINKS: usize = 40;
 
 pub(super) struct View<'a> {
     steps: &'a [Step],
-    files: Remembering<'a>,
+    files: &'a dyn Files,
 }
 
 /// Something that exists inside.
@@ -27,7 +27,7 @@ pub(super) struct Seen {
 
 impl<'a> View<'a> {
     pub(super) fn new(steps: &'a [Step], files: &'a dyn Files) -> Self {
-        Self { steps, files: Remembering::new(files) }
+        Self { steps, files }
     }
 
     /// Follows a path as the kernel would inside.
@@ -65,13 +65,13 @@ impl<'a> View<'a> {
         for step in self.steps.iter().rev() {
             match step {
                 Step::Bind { source, target, .. } if path.is_under(target) => {
-                    let rest = path.as_path().strip_prefix(target.as_path()).ok()?;
+                    let rest = path.below(target)?;
                     let mut host = if rest.as_os_str().is_empty() { source.clone() } else { source.join(rest) };
-                    let mut kind = self.files.kind(&host);
+                    let mut kind = self.files.kind(&host).ok();
                     if rest.as_os_str().is_empty() && matches!(kind, Some(Kind::Link(_))) {
                         // A bind follows its source.
-                        host = self.files.canonical(&host)?;
-                        kind = self.files.kind(&host);
+                        host = self.files.canonical(&host).ok()?;
+                        kind = self.files.kind(&host).ok();
                     }
                     return match kind {
                         Some(kind) => Some(Seen { inside: path.clone(), host: Some(host), kind }),

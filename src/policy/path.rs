@@ -1,17 +1,19 @@
 //! Paths inside the sandbox.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CString, OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 /// An absolute path inside the sandbox: no `..`, no `.`, no empty component, no NUL, at most
 /// `PATH_MAX` bytes. Links inside it are resolved by the kernel under the new root.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(transparent)]
-pub struct SandboxPath(PathBuf);
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SandboxPath(
+    /// Normal form, so that it can be compared as bytes; as a `Path` each comparison would parse it.
+    OsString,
+);
 
 /// Why a path can't be one inside the sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -59,60 +61,80 @@ impl SandboxPath {
         if !path.is_absolute() {
             return Err(PathError::Relative(path.to_owned()));
         }
-        Ok(Self(normal))
+        Ok(Self(normal.into_os_string()))
     }
 
     /// The root.
     pub fn root() -> Self {
-        Self(PathBuf::from("/"))
+        Self(OsString::from("/"))
     }
 
     /// Whether this is `/`.
     pub fn is_root(&self) -> bool {
-        self.0.as_os_str() == "/"
+        self.0 == "/"
     }
 
     /// A path below this one. `name` is one or more components that are known to be plain.
     #[must_use]
     pub fn join(&self, name: impl AsRef<Path>) -> Self {
-        let mut path = self.0.clone();
+        let mut path = PathBuf::from(&self.0);
         for component in name.as_ref().components() {
             if let Component::Normal(name) = component {
                 path.push(name);
             }
         }
-        Self(path)
+        Self(path.into_os_string())
     }
 
     /// The directory that it lies in; none for the root.
     pub fn parent(&self) -> Option<SandboxPath> {
-        self.0.parent().map(|parent| Self(parent.to_owned()))
+        self.as_path().parent().map(|parent| Self(parent.as_os_str().to_owned()))
     }
 
     /// As a path.
     pub fn as_path(&self) -> &Path {
-        &self.0
+        Path::new(&self.0)
     }
 
     /// As raw text.
     pub fn as_os_str(&self) -> &OsStr {
-        self.0.as_os_str()
+        &self.0
     }
 
     /// Whether `self` is `ancestor` or lies below it.
     pub fn is_under(&self, ancestor: &SandboxPath) -> bool {
-        self.0.starts_with(&ancestor.0)
+        self.below(ancestor).is_some()
+    }
+
+    /// What of this path lies below `ancestor`: a relative path, empty for `ancestor` itself.
+    pub fn below(&self, ancestor: &SandboxPath) -> Option<&Path> {
+        let bytes = self.0.as_bytes();
+        let rest = match ancestor.0.as_bytes() {
+            b"/" => bytes.strip_prefix(b"/")?,
+            prefix => match bytes.strip_prefix(prefix)? {
+                [b'/', rest @ ..] => rest,
+                [] => &[],
+                _ => return None,
+            },
+        };
+        Some(Path::new(OsStr::from_bytes(rest)))
     }
 
     /// For system calls. The constructor refused NUL bytes, so nothing is lost.
     pub fn to_cstring(&self) -> CString {
-        CString::new(self.0.as_os_str().as_bytes()).unwrap_or_default()
+        CString::new(self.0.as_bytes()).unwrap_or_default()
     }
 }
 
 impl AsRef<Path> for SandboxPath {
     fn as_ref(&self) -> &Path {
-        &self.0
+        self.as_path()
+    }
+}
+
+impl Serialize for SandboxPath {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0.to_string_lossy())
     }
 }
 
@@ -124,7 +146,7 @@ impl fmt::Debug for SandboxPath {
 
 impl fmt::Display for SandboxPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0.display(), f)
+        fmt::Display::fmt(&self.as_path().display(), f)
     }
 }
 

@@ -41,13 +41,6 @@ pub(super) fn set_attributes(root: &OwnedFd, target: &Path, attributes: Attribut
     Ok(())
 }
 
-/// Makes one mount executable again.
-pub(super) fn allow_execution(root: &OwnedFd, target: &Path) -> nix::Result<()> {
-    let fd = open_in_root(root, target)?;
-    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(None::<&str>, &proc_path(&fd), None::<&str>, flags, None::<&str>)
-}
-
 /// Makes one mount read-only.
 pub(super) fn make_read_only(root: &OwnedFd, target: &Path) -> nix::Result<()> {
     let fd = open_in_root(root, target)?;

@@ -85,7 +85,10 @@ pub(super) fn ruleset(plan: &LandlockPlan) -> Result<RulesetCreated, Fault> {
     };
     let mut ruleset = create().map_err(|error| errno_of(&error)).at(Stage::LandlockRuleset)?;
     for (index, rule) in plan.rules.iter().enumerate() {
-        let rights = rights(rule.rights, abi);
+        let mut rights = rights(rule.rights, abi);
+        if !rule.directory {
+            rights &= AccessFs::from_file(abi);
+        }
         let added = match &rule.object {
             RuleObject::Path(path) => PathFd::new(path.as_path())
                 .map_err(|error| errno_of(&error))
@@ -98,10 +101,6 @@ pub(super) fn ruleset(plan: &LandlockPlan) -> Result<RulesetCreated, Fault> {
 }
 
 fn add_rule(ruleset: RulesetCreated, object: &impl AsFd, rights: BitFlags<AccessFs>) -> nix::Result<RulesetCreated> {
-    // A file takes only the rights that files can have.
-    let stat = nix::sys::stat::fstat(object.as_fd())?;
-    let is_directory = super::resolve::kind(&stat) == nix::sys::stat::SFlag::S_IFDIR;
-    let rights = if is_directory { rights } else { rights & AccessFs::from_file(ABI::V5) };
     if rights.is_empty() {
         return Ok(ruleset);
     }

@@ -102,6 +102,14 @@ fn components(path: &Path) -> impl Iterator<Item = OsString> + '_ {
     })
 }
 
+/// A place for a mount.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) fd: OwnedFd,
+    /// It was not there before: nothing is in it, and it lies on a file system of ours.
+    pub(super) made: bool,
+}
+
 /// Finds `target`, or makes it and its parents where the new root is ours. Never creates anything in a folder of
 /// the host: `ours` are the device numbers of the file systems that were made for this run.
 pub(super) fn find_or_make(
@@ -110,23 +118,24 @@ pub(super) fn find_or_make(
     node: Node,
     mode: u32,
     ours: &[u64],
-) -> Result<OwnedFd, Unresolved> {
+) -> Result<Place, Unresolved> {
+    let found = |fd| Place { fd, made: false };
+    let (Some(parent), Some(name)) = (target.parent(), target.as_path().file_name()) else {
+        return Ok(found(open_in_root(root, target.as_path())?));
+    };
     match open_in_root(root, target.as_path()) {
         Err(Errno::ENOENT) => {}
-        result => return Ok(result?),
+        result => return Ok(found(result?)),
     }
-    let Some(name) = target.as_path().file_name() else { return Err(Errno::ENOENT.into()) };
-    match target.parent() {
-        Some(parent) if !parent.is_root() => {
-            let parent = find_or_make(root, &parent, Node::Directory, 0o755, ours)?;
-            make(parent.as_fd(), name, node, mode, ours)
-        }
-        _ => make(root, name, node, mode, ours),
+    if parent.is_root() {
+        return make(root, name, node, mode, ours);
     }
+    let parent = find_or_make(root, &parent, Node::Directory, 0o755, ours)?;
+    make(parent.fd.as_fd(), name, node, mode, ours)
 }
 
 /// Makes `name`, which is nothing yet, in a directory of ours, and opens it: no link can be in its place.
-fn make(parent: BorrowedFd<'_>, name: &OsStr, node: Node, mode: u32, ours: &[u64]) -> Result<OwnedFd, Unresolved> {
+fn make(parent: BorrowedFd<'_>, name: &OsStr, node: Node, mode: u32, ours: &[u64]) -> Result<Place, Unresolved> {
     let stat = fstat(parent)?;
     if kind(&stat) != SFlag::S_IFDIR {
         return Err(Errno::ENOTDIR.into());
@@ -139,7 +148,8 @@ fn make(parent: BorrowedFd<'_>, name: &OsStr, node: Node, mode: u32, ours: &[u64
         Node::Directory => mkdirat(parent, Path::new(name), mode),
         Node::File => mknodat(parent, name.as_bytes(), SFlag::S_IFREG, mode, 0),
     }?;
-    Ok(openat(parent, Path::new(name), PATH_ONLY | OFlag::O_NOFOLLOW, Mode::empty())?)
+    let fd = openat(parent, Path::new(name), PATH_ONLY | OFlag::O_NOFOLLOW, Mode::empty())?;
+    Ok(Place { fd, made: true })
 }
 
 #[cfg(test)]
