@@ -385,14 +385,11 @@ pub fn in_bounding(capability: u8) -> Result<Option<bool>> {
 ///
 /// # Errors
 /// EINVAL for a program that the kernel's checker refuses, EACCES without no_new_privs.
-pub fn install_filter(instructions: &[libc::sock_filter], flags: u32) -> Result<()> {
+pub fn install_filter(instructions: &[libc::sock_filter]) -> Result<()> {
     let len = u16::try_from(instructions.len()).map_err(|_| Errno::EINVAL)?;
     let program = libc::sock_fprog { len, filter: instructions.as_ptr().cast_mut() };
     // SAFETY: `program` points to `len` instructions, all alive; the kernel copies and does not write them.
-    check(unsafe {
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, c_ulong::from(flags), &raw const program)
-    })
-    .map(drop)
+    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) }).map(drop)
 }
 
 /// keyctl(2), KEYCTL_JOIN_SESSION_KEYRING: a new anonymous session keyring. `false`: the kernel has no keyrings.

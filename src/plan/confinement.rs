@@ -171,6 +171,9 @@ fn expect(plan: &mut Plan, policy: &Policy, host: &Host) {
             Some(executables) if !executables.library_folders.is_empty() => {
                 partial("keeping the dynamic loader from programs in the library folders")
             }
+            Some(_) if plan.filters.is_empty() => {
+                partial("refusing programs in memory files: the policy asks for no filter")
+            }
             Some(_) => Enforcement::FULL,
             None => partial("anything but the check of the command word"),
         };

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use crate::policy::SandboxPath;
 use crate::report::Layer;
+use crate::seccomp::Action;
 
 /// Why a policy can't be carried out on this host. Nothing was done yet.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +47,14 @@ pub enum PlanError {
     /// Without a user namespace the caller must be root.
     #[error("cannot make namespaces without a user namespace: this needs root")]
     NeedsPrivilege,
+    /// A filter that would let nothing start.
+    #[error("cannot start anything under the seccomp filter {origin}: it answers execve with {verdict}")]
+    FilterRefusesLaunch {
+        /// Path or preset.
+        origin: String,
+        /// What it does.
+        verdict: Action,
+    },
     /// A layer that was required can't be in force in full.
     #[error("cannot enforce {layer}, which is required: {state}")]
     Required {
@@ -75,6 +84,9 @@ impl PlanError {
             }
             PlanError::NeedsPrivilege => {
                 Some("run as root, or leave out \"user_namespace_isolation\": false".to_owned())
+            }
+            PlanError::FilterRefusesLaunch { .. } => {
+                Some("allow execve in the policy that the filter was compiled from".to_owned())
             }
             PlanError::EmptyCommand
             | PlanError::NulInArgument(_)

@@ -19,7 +19,7 @@ use serde::{Serialize, Serializer};
 use crate::host::Host;
 use crate::policy::{Filter, Limits, Network, Policy, SandboxPath, Workdir};
 use crate::report::Effective;
-use crate::sys;
+use crate::{seccomp, sys};
 
 pub use confinement::{LandlockPlan, Rights, Rule, RuleObject};
 pub use error::PlanError;
@@ -53,7 +53,7 @@ pub struct Plan {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub landlock: Option<LandlockPlan>,
     /// seccomp filters in order of installation.
-    #[serde(serialize_with = "filters")]
+    #[serde(serialize_with = "filter_list")]
     pub filters: Vec<Filter>,
     /// Limits that setrlimit(2) sets.
     pub rlimits: Vec<Rlimit>,
@@ -179,9 +179,9 @@ impl Plan {
             steps: root.steps,
             skipped: root.skipped,
             seal_root: !root_is_chosen,
+            filters: filters(policy, executables.is_some())?,
             executables,
             landlock: None,
-            filters: policy.filters.clone(),
             rlimits: rlimits(&policy.limits),
             cpus: policy.limits.cpus,
             tmpfs_size: policy.limits.tmpfs_size,
@@ -291,6 +291,21 @@ fn workdir(policy: &Policy, host: &Host, environment: &[(OsString, OsString)]) -
     }
 }
 
+/// The policy's filters. None of them may refuse the execve that starts the command: it runs under all of them.
+fn filters(policy: &Policy, has_allowlist: bool) -> Result<Vec<Filter>, PlanError> {
+    let mut filters = Vec::new();
+    if has_allowlist && !policy.filters.is_empty() {
+        filters.push(Filter { origin: "allowlist".to_owned(), program: seccomp::no_memory_files() });
+    }
+    filters.extend(policy.filters.iter().cloned());
+    for Filter { origin, program } in &filters {
+        if let Some(verdict) = program.refuses_launch() {
+            return Err(PlanError::FilterRefusesLaunch { origin: origin.clone(), verdict });
+        }
+    }
+    Ok(filters)
+}
+
 fn rlimits(limits: &Limits) -> Vec<Rlimit> {
     let limit = |resource, value: Option<u64>| value.map(|value| Rlimit { resource, value });
     [
@@ -323,7 +338,7 @@ fn lossy_path<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Err
     serializer.serialize_str(&path.to_string_lossy())
 }
 
-fn filters<S: Serializer>(filters: &[Filter], serializer: S) -> Result<S::Ok, S::Error> {
+fn filter_list<S: Serializer>(filters: &[Filter], serializer: S) -> Result<S::Ok, S::Error> {
     #[derive(Serialize)]
     struct Shown<'a> {
         origin: &'a str,

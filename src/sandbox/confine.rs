@@ -167,8 +167,7 @@ pub(super) fn confine(
     let image = prepared.image.map(|image| image.0.as_raw_fd());
     close_all_but(3, image.as_slice()).at(Stage::Descriptors)?;
     for (index, filter) in prepared.filters.iter().enumerate() {
-        let flags = prepared.plan.filters.get(index).map_or(0, |filter| filter.program.flags());
-        sys::install_filter(filter, flags).at_index(Stage::Filter, index)?;
+        sys::install_filter(filter).at_index(Stage::Filter, index)?;
     }
     Ok(Confined(()))
 }
