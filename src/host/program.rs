@@ -140,13 +140,17 @@ pub(super) fn search_loader_cache(cache: &[u8], name: &str) -> Vec<PathBuf> {
     };
     let text =
         |at: usize| -> Option<&str> { std::str::from_utf8(cache.get(at..)?.split(|byte| *byte == 0).next()?).ok() };
+    let is_name = |at: usize| {
+        let rest = cache.get(at..).and_then(|text| text.strip_prefix(name.as_bytes()));
+        rest.is_some_and(|rest| rest.first() == Some(&0))
+    };
     if !cache.starts_with(MAGIC) {
         return Vec::new();
     }
     let count = word(MAGIC.len()).unwrap_or(0).min(cache.len() / ENTRY);
     (0..count)
         .map(|index| HEADER + index * ENTRY)
-        .filter(|at| word(at + 4).and_then(text) == Some(name))
+        .filter(|at| word(at + 4).is_some_and(is_name))
         .filter_map(|at| word(at + 8).and_then(text).map(PathBuf::from))
         .collect()
 }
