@@ -1,1 +1,30 @@
+//! What Shannot promises, tried on the real binary: each promise as *works inside / denied inside*, as root and as an
+//! ordinary user, each layer also with the others off. One file a promise.
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test's ways to fail"
+)]
 
+mod support;
+
+mod allowlist;
+mod command_line;
+mod environment;
+mod faults;
+mod files;
+mod house;
+mod layers;
+mod leftovers;
+mod network;
+mod plans;
+mod privileges;
+mod processes;
+mod profiles;
+mod seccomp;
+mod supervisor;
+mod terminal;

@@ -428,7 +428,7 @@ pub fn loopback_up(socket: BorrowedFd<'_>) -> Result<()> {
     // SAFETY: all-zero is a valid ifreq: an empty name and numbers.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
-        *to = from.cast_signed().into();
+        *to = c_char::from_ne_bytes([*from]);
     }
     request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap_or(1);
     // SAFETY: SIOCSIFFLAGS reads an ifreq, which `request` is.

@@ -5,7 +5,8 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::lex::{BindAccess, Flag, LexError, Switch, Text, lex};
+use super::flag::{BindAccess, Flag, Switch, Text};
+use super::lex::{LexError, lex};
 use crate::policy::{Access, FsOp, Network, PathError, Policy, SandboxPath, Workdir};
 
 /// Why `additional_args` can't be applied.

@@ -1,7 +1,6 @@
 //! What Shannot itself says: errors on stderr, as text or as JSON, and results on stdout. Nothing else.
 
 use std::error::Error;
-use std::fmt::Write as _;
 use std::io::{self, Write};
 
 use serde::Serialize;
@@ -54,8 +53,7 @@ impl Complaint {
         let mut errno = errno_of(error);
         let mut cause = error.source();
         while let Some(error) = cause {
-            // Writing to a String can't fail.
-            let _ = write!(message, ": {error}");
+            message.push_str(&format!(": {error}"));
             errno = errno.or_else(|| errno_of(error));
             cause = error.source();
         }

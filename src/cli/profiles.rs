@@ -1,7 +1,6 @@
 //! `shannot export` and `shannot profile …`.
 
 use std::ffi::OsStr;
-use std::fmt::Write as _;
 
 use super::args::{Common, Profile as What};
 use super::output::{self, Complaint};
@@ -24,11 +23,8 @@ pub(super) fn profile(common: &Common, what: &What) -> Result<u8, Complaint> {
     };
     match what {
         What::List => {
-            let text = list(&caller).iter().fold(String::new(), |mut text, (name, origin)| {
-                // Writing to a String can't fail.
-                let _ = writeln!(text, "{name:<16} {origin}");
-                text
-            });
+            let lines = list(&caller).into_iter().map(|(name, origin)| format!("{name:<16} {origin}\n"));
+            let text: String = lines.collect();
             output::result(&text)?;
         }
         What::Show { profile } => output::result_json(&load(profile)?.export(&caller)?)?,

@@ -1,7 +1,6 @@
 //! `shannot verify`: this binary again, as a canary inside the sandbox, trying what the profile promises to refuse.
 
 use std::ffi::OsString;
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::OwnedFd;
@@ -68,7 +67,7 @@ fn task(policy: &Policy, plan: &Plan, host: &Host) -> Task {
         environment: plan.command.environment.iter().map(|(name, _)| name.to_string_lossy().into_owned()).collect(),
         network_isolated: policy.network != Network::Host,
         no_tcp: is_on(Layer::LandlockNet),
-        fresh_proc: plan.steps.iter().any(|step| matches!(step, Step::Proc { .. })),
+        fresh_proc: plan.expected.get(&Layer::Procfs).is_some_and(Enforcement::is_full),
         landlock: plan.landlock.is_some(),
         seccomp: !plan.filters.is_empty(),
         no_user_namespaces: is_on(Layer::UsernsLimit),
@@ -164,19 +163,16 @@ fn try_command(policy: &Policy, host: &Host, words: &[String], should_work: bool
 
 fn table(profile: &str, findings: &[Finding], notes: &[String]) -> String {
     let width = findings.iter().map(|finding| finding.promise.chars().count()).max().unwrap_or(0);
-    let mut text = format!("profile {profile}\n");
-    // Writing to a String can't fail.
-    for Finding { promise, holds, seen } in findings {
+    let mut lines = vec![format!("profile {profile}")];
+    lines.extend(findings.iter().map(|Finding { promise, holds, seen }| {
         let mark = if *holds { "holds" } else { "BROKEN" };
-        let _ = writeln!(text, "  {mark:<6} {promise:<width$}  {seen}");
-    }
-    for note in notes {
-        let _ = writeln!(text, "  note   {note}");
-    }
+        format!("  {mark:<6} {promise:<width$}  {seen}")
+    }));
+    lines.extend(notes.iter().map(|note| format!("  note   {note}")));
     let broken = findings.iter().filter(|finding| !finding.holds).count();
-    let _ = match broken {
-        0 => writeln!(text, "all {} promises hold", findings.len()),
-        broken => writeln!(text, "{broken} of {} promises do not hold", findings.len()),
-    };
-    text
+    lines.push(match broken {
+        0 => format!("all {} promises hold", findings.len()),
+        broken => format!("{broken} of {} promises do not hold", findings.len()),
+    });
+    lines.join("\n") + "\n"
 }

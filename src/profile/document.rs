@@ -3,8 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 
 use schemars::JsonSchema;
+use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -25,7 +27,7 @@ pub struct Document {
     #[serde(default)]
     pub allowed_commands: Vec<String>,
     /// Host paths that exist inside; applied sorted by target.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "objects")]
     pub binds: Vec<BindEntry>,
     /// Empty, writable folders in memory; applied sorted, before the binds.
     #[serde(default)]
@@ -65,7 +67,7 @@ pub struct Document {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub landlock: Option<LandlockKey>,
     /// Resource limits.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_object")]
     pub limits: Option<LimitsEntry>,
     /// Features that must be enforced in full, or nothing runs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -202,6 +204,38 @@ impl fmt::Display for Quantity {
 
 fn yes() -> bool {
     true
+}
+
+/// A JSON object and nothing else: serde would take an array of the members' values as well.
+pub(super) struct Object<T>(pub(super) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+
+        deserializer.deserialize_map(Members(PhantomData))
+    }
+}
+
+fn objects<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    let list = Vec::<Object<T>>::deserialize(deserializer)?;
+    Ok(list.into_iter().map(|Object(entry)| entry).collect())
+}
+
+fn optional_object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    Ok(Option::<Object<T>>::deserialize(deserializer)?.map(|Object(entry)| entry))
 }
 
 /// serde's own maps let the last of two equal keys win; a profile that says a thing twice says something wrong.

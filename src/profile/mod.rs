@@ -80,12 +80,7 @@ impl Profile {
 
     /// SHA-256 of its text, in hexadecimal.
     pub fn digest(&self) -> String {
-        use std::fmt::Write as _;
-        Sha256::digest(&self.text).iter().fold(String::new(), |mut text, byte| {
-            // Writing to a String can't fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+        Sha256::digest(&self.text).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// What it means, with the command line's options over it.

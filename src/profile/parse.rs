@@ -3,12 +3,15 @@
 use schemars::schema_for;
 use serde_json::Value;
 
-use super::document::Document;
+use super::document::{Document, Object};
 use super::error::{ProfileError, nearest};
 
 /// Parses a profile.
 pub(super) fn parse(text: &[u8], origin: &str) -> Result<Document, ProfileError> {
-    serde_json::from_slice(text).map_err(|cause| explain(text, origin, cause))
+    match serde_json::from_slice(text) {
+        Ok(Object(document)) => Ok(document),
+        Err(cause) => Err(explain(text, origin, cause)),
+    }
 }
 
 /// The JSON Schema of profiles.
@@ -25,7 +28,7 @@ fn explain(text: &[u8], origin: &str, cause: serde_json::Error) -> ProfileError 
             return ProfileError::UnknownKey { origin, key, nearest };
         }
     }
-    let at = serde_path_to_error::deserialize::<_, Document>(&mut serde_json::Deserializer::from_slice(text))
+    let at = serde_path_to_error::deserialize::<_, Object<Document>>(&mut serde_json::Deserializer::from_slice(text))
         .err()
         .map(|error| error.path().to_string())
         .filter(|path| path != ".");
@@ -101,6 +104,14 @@ mod tests {
         ] {
             assert!(refusal(text).to_string().contains("duplicate"), "{text}");
         }
+    }
+
+    #[test]
+    fn an_array_of_values_is_no_object() {
+        assert!(refusal("[]").to_string().contains("expected an object"));
+        let text = refusal(r#"{"name": "x", "binds": [["/usr", "/usr", true, true, null]]}"#).to_string();
+        assert!(text.contains("expected an object"), "{text}");
+        assert!(refusal(r#"{"name": "x", "limits": []}"#).to_string().contains("expected an object"));
     }
 
     #[test]

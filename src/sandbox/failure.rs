@@ -1,7 +1,6 @@
 //! Where setting up can fail, and the sentence for it: what was done, to what, the errno, and the cure.
 
 use std::fmt;
-use std::fmt::Write as _;
 
 use nix::errno::Errno;
 use serde::Serialize;
@@ -171,8 +170,7 @@ impl Failure {
         let (verb, object) = describe(fault, plan);
         let mut text = format!("cannot {verb}");
         if let Some(object) = &object {
-            // Writing to a String can't fail.
-            let _ = write!(text, " {object:?}");
+            text.push_str(&format!(" {object:?}"));
         }
         if let Some(more) = second_object(fault, plan) {
             text.push_str(&more);

@@ -185,7 +185,7 @@ fn check_one(Instruction { code, jt, jf, k }: Instruction, behind: usize) -> Res
     let is_inside = |distance: u32| usize::try_from(distance).is_ok_and(|distance| distance < behind);
     match code {
         LD_W_ABS if k >= DATA || k % 4 != 0 => Err(Fault::Offset(k)),
-        LD_MEM | LDX_MEM | ST | STX if k >= MEMORY as u32 => Err(Fault::Memory(k)),
+        LD_MEM | LDX_MEM | ST | STX if !usize::try_from(k).is_ok_and(|word| word < MEMORY) => Err(Fault::Memory(k)),
         JA if !is_inside(k) => Err(Fault::Jump),
         RET_K | RET_A => Ok(()),
         LD_W_ABS | LD_W_LEN | LDX_W_LEN | LD_IMM | LDX_IMM | LD_MEM | LDX_MEM | ST | STX | TAX | TXA | JA => Ok(()),

@@ -1,0 +1,190 @@
+//! Fault injection: every security-relevant call fails once, at each of its occurrences. The command then does not run,
+//! or it runs with everything that an undisturbed run has.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::*;
+
+/// What the command reports of its own confinement.
+const LOOK: &str = "grep -E 'Cap|NoNew|Seccomp' /proc/self/status; for n in user mnt pid net ipc uts cgroup; do readlink /proc/self/ns/$n; done; \
+cut -d' ' -f4-6 /proc/self/mountinfo; cat /proc/self/uid_map /proc/self/gid_map; ls /proc/self/fd; pwd; hostname; \
+: > /proc/self/fd/0; touch /etc/x; unshare -U true; echo ran";
+
+const CALLS: &[&str] = &[
+    "clone",
+    "unshare",
+    "mount",
+    "umount2",
+    "pivot_root",
+    "chroot",
+    "open_tree",
+    "move_mount",
+    "mount_setattr",
+    "capset",
+    "capget",
+    "prctl",
+    "seccomp",
+    "landlock_create_ruleset",
+    "landlock_add_rule",
+    "landlock_restrict_self",
+    "sethostname",
+    "chdir",
+    "fchdir",
+    "close_range",
+    "keyctl",
+    "setrlimit",
+    "prlimit64",
+    "openat2",
+    "mkdirat",
+    "mknodat",
+    "symlinkat",
+    "write",
+    "statx",
+    "socket",
+    "ioctl",
+    "rt_sigprocmask",
+    "signalfd4",
+    "socketpair",
+    "execve",
+    "poll",
+    "ppoll",
+    "faccessat2",
+    "umask",
+];
+
+/// Namespaces are new in every run: their numbers say nothing.
+fn comparable(text: &str) -> String {
+    let without_number = |line: &str| line.split_once(":[").map_or(line.to_owned(), |(kind, _)| kind.to_owned());
+    text.lines().map(without_number).collect::<Vec<_>>().join("\n")
+}
+
+struct Injector {
+    strace: std::path::PathBuf,
+    scratch: Scratch,
+    host_namespaces: Vec<String>,
+}
+
+impl Injector {
+    fn new(strace: std::path::PathBuf) -> Self {
+        let link = |name: &str| std::fs::read_link(format!("/proc/self/ns/{name}")).unwrap().display().to_string();
+        let host_namespaces = ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"].map(link).to_vec();
+        let scratch = Scratch::new();
+        scratch.file(
+            "p.json",
+            profile(json!({"hostname": "injected", "network": "none", "hide": ["/etc/shadow"]})).to_string(),
+        );
+        Self { strace, scratch, host_namespaces }
+    }
+
+    fn run(&self, caller: Caller, inject: &[&str]) -> (Result, Duration) {
+        let trace = self.scratch.path().join("trace");
+        let mut arguments: Vec<String> =
+            ["-f", "-qq", "-o", "/dev/null", "-e", "trace=execve"].map(str::to_owned).to_vec();
+        for what in inject {
+            arguments.extend(["-e".to_owned(), format!("inject={what}")]);
+        }
+        arguments.extend([
+            binary().display().to_string(),
+            "-p".into(),
+            self.scratch.path().join("p.json").display().to_string(),
+        ]);
+        arguments.extend(["run", "bash", "-c", LOOK].map(str::to_owned));
+        let start = Instant::now();
+        let result = Shannot::through(caller, &self.strace, arguments).output();
+        if trace.exists() {
+            std::fs::remove_file(trace).unwrap();
+        }
+        (result, start.elapsed())
+    }
+}
+
+/// Whether the call's `nth` occurrence belongs to setting up. strace counts per process; the command's own calls come
+/// under the same number, and their failing is the command's business.
+fn judge(injector: &Injector, undisturbed: &str, what: &str, result: &Result) {
+    if !result.stdout.contains("ran") {
+        // It did not run: then nothing of it did.
+        let said = result.stderr.contains("shannot: cannot")
+            || result.stderr.contains("shannot: the sandbox")
+            || result.code > 128;
+        let by_command = result.stdout.contains("Cap")
+            || result.stderr.contains("bash")
+            || result.stderr.contains("error while loading");
+        assert!(said || by_command, "{what}: {result:?}");
+        assert!(result.code != 0, "{what}: {result:?}");
+        return;
+    }
+    for namespace in &injector.host_namespaces {
+        assert!(!result.stdout.contains(namespace.as_str()), "{what}: {namespace} is the host's: {result:?}");
+    }
+    for line in comparable(undisturbed).lines() {
+        let essential = ["Cap", "NoNew", "Seccomp"].iter().any(|word| line.starts_with(word));
+        assert!(!essential || result.stdout.contains(line), "{what}: without {line:?}: {result:?}");
+    }
+    assert!(!Path::new("/etc/x").exists(), "{what}");
+}
+
+#[test]
+fn no_failing_call_leaves_a_layer_out() {
+    let Some(strace) = tool("strace") else { return };
+    let injector = Injector::new(strace);
+    for caller in callers() {
+        let (undisturbed, _) = injector.run(caller, &["getpgid:error=EPERM:when=9999"]);
+        assert!(undisturbed.stdout.contains("ran"), "{undisturbed:?}");
+        for call in CALLS {
+            // Until one too many: nothing is disturbed any more. Long lists are sampled behind their start.
+            for occurrence in (1..=12).chain([16, 20, 30, 41, 42, 60, 83]) {
+                let what = format!("{call}:error=EPERM:when={occurrence}");
+                let (result, took) = injector.run(caller, &[&what]);
+                assert!(took < Duration::from_secs(20), "{what} hangs");
+                judge(&injector, &undisturbed.stdout, &format!("{what} as {caller:?}"), &result);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_kill_at_any_call_leaves_nothing_behind() {
+    let Some(strace) = tool("strace") else { return };
+    let injector = Injector::new(strace);
+    for caller in callers() {
+        for call in ["clone", "mount", "pivot_root", "prctl", "landlock_restrict_self", "seccomp", "write"] {
+            for occurrence in [1, 2, 5] {
+                let what = format!("{call}:signal=KILL:when={occurrence}");
+                let (result, took) = injector.run(caller, &[&what]);
+                assert!(took < Duration::from_secs(20), "{what} hangs: {result:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn kernels_without_the_newer_calls_get_the_same_sandbox() {
+    let Some(strace) = tool("strace") else { return };
+    let injector = Injector::new(strace);
+    for caller in callers() {
+        let (undisturbed, _) = injector.run(caller, &["getpgid:error=EPERM:when=9999"]);
+        for missing in [
+            &["openat2:error=ENOSYS"][..],
+            &["open_tree:error=ENOSYS", "move_mount:error=ENOSYS", "mount_setattr:error=ENOSYS"],
+            &["close_range:error=ENOSYS"],
+            &[
+                "openat2:error=ENOSYS",
+                "open_tree:error=ENOSYS",
+                "mount_setattr:error=ENOSYS",
+                "close_range:error=ENOSYS",
+            ],
+        ] {
+            let (result, _) = injector.run(caller, missing);
+            assert!(result.stdout.contains("ran"), "{missing:?} as {caller:?}: {result:?}");
+            let lines = |text: &str| {
+                let mut lines: Vec<String> = comparable(text).lines().map(str::to_owned).collect();
+                lines.sort();
+                lines
+            };
+            assert_eq!(lines(&result.stdout), lines(&undisturbed.stdout), "{missing:?} as {caller:?}");
+        }
+    }
+}

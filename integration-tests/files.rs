@@ -1,0 +1,200 @@
+//! Nothing outside the writable paths is created, changed or deleted; what is not bound or hidden can't be read.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use serde_json::json;
+
+use crate::support::*;
+
+#[test]
+fn a_read_only_bind_can_be_read_and_not_changed() {
+    for caller in callers() {
+        let scratch = Scratch::new();
+        let folder = scratch.folder("data", caller);
+        fs::write(folder.join("file"), "content").unwrap();
+        own(&folder.join("file"), caller);
+        let profile = with_binds(&[json!({"source": folder, "target": "/data"})], json!({}));
+        sh(caller, &profile, "cat /data/file").expect_code(0).expect_stdout("content");
+        for script in [
+            "echo x > /data/file",
+            "rm /data/file",
+            "touch /data/new",
+            "mv /data/file /data/f2",
+            "chmod 777 /data/file",
+        ] {
+            sh(caller, &profile, script).expect_stderr("Read-only file system");
+        }
+        sh(caller, &profile, "ln /data/file /tmp/f").expect_stderr("ln:");
+        assert_eq!(fs::read_to_string(folder.join("file")).unwrap(), "content");
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+    }
+}
+
+#[test]
+fn a_writable_bind_can_be_changed_and_nothing_around_it() {
+    for caller in callers() {
+        let scratch = Scratch::new();
+        let folder = scratch.folder("work", caller);
+        let bind = json!({"source": folder, "target": "/work", "read_only": false});
+        sh(caller, &with_binds(&[bind], json!({})), "echo new > /work/file && mkdir /work/sub && ! touch /work/../x")
+            .expect_code(0);
+        assert_eq!(fs::read_to_string(folder.join("file")).unwrap(), "new\n");
+        assert!(!scratch.path().join("x").exists());
+    }
+}
+
+#[test]
+fn only_tmpfs_and_devices_can_be_written() {
+    for caller in callers() {
+        let result = sh(
+            caller,
+            &base_profile(),
+            "find / -path /proc -prune -o \\( -type f -o -type d \\) -writable -print 2>/dev/null; touch /tmp/x && test -e /tmp/x",
+        )
+        .expect_code(0);
+        let nodes = ["/dev/full", "/dev/null", "/dev/pts", "/dev/random", "/dev/tty", "/dev/urandom", "/dev/zero"];
+        let mut writable: Vec<&str> = result.stdout.lines().filter(|path| !nodes.contains(path)).collect();
+        writable.sort_unstable();
+        assert_eq!(writable, ["/dev/shm", "/tmp"], "{caller:?}");
+        for path in ["/", "/etc", "/usr", "/dev", "/home"] {
+            sh(caller, &base_profile(), &format!("touch {path}/shannot-canary")).expect_code(1);
+            assert!(!std::path::Path::new(path).join("shannot-canary").exists());
+        }
+    }
+}
+
+#[test]
+fn submounts_are_read_only_too() {
+    if !is_root() || tool("unshare").is_none() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let folder = scratch.folder("tree", Caller::Own);
+    fs::create_dir(folder.join("sub")).unwrap();
+    let path =
+        scratch.file("p.json", with_binds(&[json!({"source": folder, "target": "/tree"})], json!({})).to_string());
+    // The mount is made in a namespace of the test's own, so that nothing is left if it fails.
+    let script = format!(
+        "mount -t tmpfs none {0}/sub && echo kept > {0}/sub/file && {1} -p {2} run sh -c 'cat /tree/sub/file; echo x > /tree/sub/file'",
+        folder.display(),
+        binary().display(),
+        path.display()
+    );
+    let output = std::process::Command::new("unshare").args(["-m", "sh", "-c", &script]).output().unwrap();
+    Result::new(output).expect_stdout("kept").expect_stderr("Read-only file system");
+}
+
+#[test]
+fn what_is_not_bound_does_not_exist_and_what_is_hidden_cannot_be_read() {
+    for caller in callers() {
+        let scratch = Scratch::new();
+        let folder = scratch.folder("data", caller);
+        for name in ["open", "secret"] {
+            fs::write(folder.join(name), name).unwrap();
+            own(&folder.join(name), caller);
+        }
+        fs::create_dir(folder.join("vault")).unwrap();
+        own(&folder.join("vault"), caller);
+        fs::write(folder.join("vault/key"), "key").unwrap();
+        let bind = json!({"source": folder, "target": "/data"});
+        let hide = json!({"hide": ["/data/secret", "/data/vault", "/data/not-there"]});
+        let profile = with_binds(&[bind], hide);
+        sh(caller, &profile, "cat /data/open").expect_code(0).expect_stdout("open");
+        for path in ["/data/secret", "/data/vault/key"] {
+            let result = sh(caller, &profile, &format!("chmod 777 {path}; cat {path}")).expect_code(1);
+            assert_eq!(result.stdout, "", "{result:?}");
+        }
+        sh(caller, &profile, "ls /data/vault").expect_stderr("Permission denied");
+        sh(caller, &profile, &format!("cat {}", folder.join("open").display())).expect_stderr("No such file");
+    }
+}
+
+#[test]
+fn a_hidden_path_stays_hidden_under_another_name_and_below_a_wider_bind() {
+    for caller in callers() {
+        let scratch = Scratch::new();
+        let folder = scratch.folder("home", caller);
+        fs::create_dir(folder.join(".ssh")).unwrap();
+        fs::write(folder.join(".ssh/id"), "secret").unwrap();
+        own(&folder.join(".ssh"), caller);
+        own(&folder.join(".ssh/id"), caller);
+        let hidden = folder.join(".ssh");
+        let profile = profile(json!({"hide": [hidden]}));
+        for (option, at) in [
+            ("--ro", format!("{0}:{0}", folder.display())),
+            ("--rw", folder.display().to_string()),
+            ("--ro", format!("{}:/mnt", folder.display())),
+            ("--ro", format!("{}:/mnt", scratch.path().display())),
+        ] {
+            let run = Shannot::new(caller).profile(&profile).args(["run", option, &at, "grep", "-r", "secret", "/mnt"]);
+            assert_eq!(run.output().stdout, "", "{option} {at}");
+            let place = folder.display().to_string();
+            let run = Shannot::new(caller).profile(&profile).args(["run", option, &at, "grep", "-r", "secret", &place]);
+            assert_eq!(run.output().stdout, "", "{option} {at}");
+        }
+        // Naming the hidden path itself is asking for it.
+        let asked = hidden.display().to_string();
+        let run = Shannot::new(caller).profile(&profile).args(["run", "--ro", &asked, "grep", "-r", "secret", &asked]);
+        run.output().expect_code(0).expect_stdout("secret");
+    }
+}
+
+#[test]
+fn targets_never_create_anything_on_the_host() {
+    for caller in callers() {
+        let scratch = Scratch::new();
+        let outer = scratch.folder("outer", caller);
+        let inner = scratch.folder("inner", caller);
+        symlink(&inner, outer.join("absolute")).unwrap();
+        symlink("../inner", outer.join("relative")).unwrap();
+        let writable = json!({"source": outer, "target": "/outer", "read_only": false});
+        for target in ["/outer/new", "/outer/new/deep", "/outer/absolute/x", "/outer/relative/x"] {
+            let bind = json!({"source": "/etc", "target": target});
+            let profile = with_binds(&[writable.clone(), bind], json!({}));
+            let result = sh(caller, &profile, "true").expect_code(125);
+            assert!(result.stderr.contains(target) && result.stderr.contains("hint: "), "{result:?}");
+        }
+        assert_eq!(fs::read_dir(&inner).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(&outer).unwrap().count(), 2);
+    }
+}
+
+#[test]
+fn ordinary_links_inside_go_on_working() {
+    for caller in callers() {
+        let scratch = Scratch::new();
+        let folder = scratch.folder("var", caller);
+        symlink("/run", folder.join("run")).unwrap();
+        let bind = json!({"source": folder, "target": "/var"});
+        // The target lies behind a link that leads to a tmpfs of the sandbox's own.
+        let changes = json!({"tmpfs_paths": ["/run", "/tmp"], "additional_args": ["--dir", "/var/run/made"]});
+        sh(caller, &with_binds(&[bind], changes), "test -d /run/made && touch /run/made/x").expect_code(0);
+        assert!(!std::path::Path::new("/run/made").exists());
+    }
+}
+
+#[test]
+fn a_file_outside_cannot_be_opened_again_through_a_descriptor() {
+    for caller in callers() {
+        let scratch = Scratch::new();
+        let log = scratch.file("log", "precious\n");
+        own(&log, caller);
+        let script = "echo more; cat /proc/self/fd/1 2>/dev/null; : > /proc/self/fd/1; : > /dev/stdout";
+        let mut run = Shannot::new(caller).profile(&base_profile()).args(["run", "bash", "-c", script]);
+        run.command.stdout(fs::File::options().append(true).open(&log).unwrap());
+        run.command.status().unwrap();
+        // Written through the descriptor, never emptied by opening it again.
+        assert_eq!(fs::read_to_string(&log).unwrap(), "precious\nmore\n");
+    }
+}
+
+#[test]
+fn the_working_directory_is_resolved_inside() {
+    for caller in callers() {
+        let run = Shannot::new(caller).profile(&base_profile()).args(["run", "--chdir", "/proc/self/fd/1", "true"]);
+        run.output().expect_code(125).expect_stderr("change to directory");
+        let run = Shannot::new(caller).profile(&base_profile()).args(["run", "--chdir", "/usr/lib", "pwd"]);
+        run.output().expect_code(0).expect_stdout("/usr/lib\n");
+    }
+}

@@ -1,0 +1,160 @@
+//! Golden plans: what each shipped profile becomes on a plain host, line by line. SHANNOT_UPDATE_GOLDEN=1 writes them
+//! again, for a person to read the difference.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use shannot::host::{Files, Host, Kind, Landlock, Program};
+use shannot::plan::Plan;
+use shannot::profile::{Caller, Overrides, Profile};
+
+/// A merged-/usr distribution in memory.
+struct Distribution(BTreeMap<PathBuf, Kind>);
+
+impl Distribution {
+    fn new() -> Self {
+        let mut files = BTreeMap::new();
+        for folder in [
+            "/",
+            "/usr",
+            "/usr/bin",
+            "/usr/sbin",
+            "/usr/lib",
+            "/usr/lib64",
+            "/etc",
+            "/proc",
+            "/sys",
+            "/var",
+            "/var/log",
+            "/tmp",
+            "/run",
+            "/var/tmp",
+            "/home",
+            "/home/me",
+            "/home/me/work",
+            "/home/me/.ssh",
+            "/root",
+        ] {
+            files.insert(PathBuf::from(folder), Kind::Directory);
+        }
+        for (link, text) in [("/bin", "usr/bin"), ("/sbin", "usr/sbin"), ("/lib", "usr/lib"), ("/lib64", "usr/lib64")] {
+            files.insert(PathBuf::from(link), Kind::Link(text.into()));
+        }
+        for command in ["ls", "cat", "grep", "find", "head", "tail", "df", "free", "ps", "uptime", "stat", "wc", "env"]
+        {
+            files.insert(Path::new("/usr/bin").join(command), Kind::File { executable: true });
+        }
+        files.insert("/etc/shadow".into(), Kind::File { executable: false });
+        Self(files)
+    }
+
+    fn follow(&self, path: &Path) -> io::Result<PathBuf> {
+        let mut here = PathBuf::from("/");
+        for part in path.components().skip(1) {
+            here.push(part);
+            if let Some(Kind::Link(text)) = self.0.get(&here) {
+                here.pop();
+                here.push(text);
+            }
+        }
+        Ok(here)
+    }
+}
+
+impl Files for Distribution {
+    fn kind(&self, path: &Path) -> io::Result<Kind> {
+        self.0.get(path).cloned().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+    }
+
+    fn target_kind(&self, path: &Path) -> io::Result<Kind> {
+        self.kind(&self.follow(path)?)
+    }
+
+    fn canonical(&self, path: &Path) -> io::Result<PathBuf> {
+        self.follow(path)
+    }
+
+    fn names(&self, directory: &Path) -> io::Result<Vec<OsString>> {
+        Ok(self
+            .0
+            .keys()
+            .filter(|path| path.parent() == Some(directory))
+            .filter_map(|path| path.file_name().map(OsStr::to_owned))
+            .collect())
+    }
+
+    fn program(&self, _: &Path) -> io::Result<Program> {
+        // Static programs: no loader, no libraries.
+        Ok(Program::Elf(shannot::host::Elf::default()))
+    }
+
+    fn cached_libraries(&self, _: &str) -> Vec<PathBuf> {
+        Vec::new()
+    }
+}
+
+fn host() -> Host {
+    Host {
+        uid: 1000,
+        gid: 1000,
+        environment: vec![
+            ("HOME".into(), "/home/me".into()),
+            ("PATH".into(), "/usr/bin".into()),
+            ("TOKEN".into(), "secret".into()),
+        ],
+        cwd: Some("/home/me/work".into()),
+        landlock: Landlock::Abi(6),
+        mount_api: true,
+        terminal: None,
+        files: Box::new(Distribution::new()),
+    }
+}
+
+fn plan(name: &str, host: &Host) -> Plan {
+    let caller = Caller { home: Some("/home/me".into()), cwd: host.cwd.clone(), profile: None };
+    let text = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("profiles/{name}.json"))).unwrap();
+    let profile = Profile::parse(&text, Path::new("/etc/shannot/x.json"), &caller).unwrap();
+    let mut policy = profile.policy(&Overrides::default(), &caller).unwrap();
+    policy.command = vec!["ls".into(), "/".into()];
+    Plan::new(&policy, host).unwrap()
+}
+
+#[test]
+fn each_shipped_profile_has_its_golden_plan() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration-tests/golden");
+    for name in ["minimal", "readonly", "diagnostics", "host"] {
+        let text = plan(name, &host()).to_string();
+        let path = folder.join(format!("{name}.txt"));
+        if std::env::var_os("SHANNOT_UPDATE_GOLDEN").is_some() {
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(&path, &text).unwrap();
+        }
+        let golden = std::fs::read_to_string(&path).unwrap();
+        assert!(text == golden, "{} is not the plan any more:\n{text}", path.display());
+    }
+}
+
+#[test]
+fn a_plan_says_what_an_older_kernel_lacks() {
+    let mut host = host();
+    host.landlock = Landlock::Abi(2);
+    let text = plan("minimal", &host).to_string();
+    assert!(
+        text.contains("landlock-fs        partial (without refusing truncation, refusing device ioctls)"),
+        "{text}"
+    );
+    assert!(text.contains("new session"), "kill(0) is not confined by this ABI: {text}");
+    host.landlock = Landlock::NotEnabled;
+    let text = plan("minimal", &host).to_string();
+    assert!(text.contains("landlock-fs        off (Landlock is built in but not enabled at boot)"), "{text}");
+}
+
+#[test]
+fn a_plan_is_pure() {
+    let json = |plan: &Plan| serde_json::to_string(plan).unwrap();
+    assert_eq!(json(&plan("host", &host())), json(&plan("host", &host())));
+    let text = json(&plan("host", &host()));
+    assert!(!text.contains("TOKEN"), "what is not passed is not in the plan");
+}

@@ -1,0 +1,243 @@
+//! How tests run the binary: as whom, with which profile, and what came of it.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+use serde_json::{Value, json};
+
+/// Whose promises are tested.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Caller {
+    /// The user that runs the tests: root in CI.
+    Own,
+    /// `nobody`, where the tests run as root.
+    Nobody,
+}
+
+pub const NOBODY: u32 = 65534;
+
+/// Every caller that this host lets the tests be.
+pub fn callers() -> Vec<Caller> {
+    if nix::unistd::geteuid().is_root() {
+        vec![Caller::Own, Caller::Nobody]
+    } else {
+        eprintln!("skipped as another user: the tests do not run as root");
+        vec![Caller::Own]
+    }
+}
+
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// Says why a test can't be made here; an error where nothing may be skipped.
+pub fn skip(why: &str) {
+    assert!(std::env::var_os("SHANNOT_TEST_NO_SKIP").is_none(), "nothing may be skipped, but: {why}");
+    eprintln!("skipped: {why}");
+}
+
+/// A program that a test needs; without it the test is skipped.
+pub fn tool(name: &str) -> Option<PathBuf> {
+    let found =
+        std::env::split_paths("/usr/bin:/bin:/usr/sbin:/sbin").map(|dir| dir.join(name)).find(|path| path.exists());
+    if found.is_none() {
+        skip(&format!("{name} is not installed"));
+    }
+    found
+}
+
+/// The binary, where every caller can execute it.
+pub fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let folder = Scratch::new().keep();
+        let copy = folder.join("shannot");
+        fs::copy(env!("CARGO_BIN_EXE_shannot"), &copy).unwrap();
+        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+        copy
+    })
+}
+
+/// A folder that every caller can look into, gone after the test.
+pub struct Scratch(Option<tempfile::TempDir>);
+
+impl Scratch {
+    pub fn new() -> Self {
+        // Not below /tmp, which the profiles under test cover with a tmpfs.
+        let parent = if is_root() { Path::new("/var/lib") } else { Path::new("/var/tmp") };
+        let folder = tempfile::Builder::new().prefix("shannot-test-").tempdir_in(parent).unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        Self(Some(folder))
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.as_ref().unwrap().path()
+    }
+
+    /// A file with this text that all can read.
+    pub fn file(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path().join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        path
+    }
+
+    /// A folder that belongs to the caller.
+    pub fn folder(&self, name: &str, caller: Caller) -> PathBuf {
+        let path = self.path().join(name);
+        fs::create_dir(&path).unwrap();
+        own(&path, caller);
+        path
+    }
+
+    fn keep(mut self) -> PathBuf {
+        self.0.take().unwrap().keep()
+    }
+}
+
+/// Gives a file to the caller.
+pub fn own(path: &Path, caller: Caller) {
+    if caller == Caller::Nobody {
+        std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+}
+
+/// A profile with the system's folders, /tmp, and nothing else.
+pub fn base_profile() -> Value {
+    let binds: Vec<Value> = ["/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc"]
+        .iter()
+        .map(|path| json!({"source": path, "target": path}))
+        .collect();
+    json!({
+        "name": "test",
+        "binds": binds,
+        "tmpfs_paths": ["/tmp"],
+        "environment": {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+        "workdir": "/tmp",
+    })
+}
+
+/// [`base_profile`] with other keys.
+pub fn profile(changes: Value) -> Value {
+    let mut profile = base_profile();
+    for (key, value) in changes.as_object().unwrap() {
+        profile[key] = value.clone();
+    }
+    profile
+}
+
+/// [`base_profile`] with more binds.
+pub fn with_binds(binds: &[Value], changes: Value) -> Value {
+    let mut profile = profile(changes);
+    profile["binds"].as_array_mut().unwrap().extend(binds.iter().cloned());
+    profile
+}
+
+/// A run of the binary.
+pub struct Shannot {
+    pub command: Command,
+    scratch: Scratch,
+}
+
+impl Shannot {
+    pub fn new(caller: Caller) -> Self {
+        Self::through(caller, binary(), [] as [&str; 0])
+    }
+
+    /// Started by another program, whose last arguments are Shannot's.
+    pub fn through(caller: Caller, program: &Path, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        let mut command = Command::new(program);
+        command.args(arguments).env_clear().env("PATH", "/usr/bin:/bin").env("HOME", "/nonexistent").current_dir("/");
+        if caller == Caller::Nobody {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        Self { command, scratch: Scratch::new() }
+    }
+
+    /// With a profile.
+    pub fn profile(mut self, profile: &Value) -> Self {
+        let path = self.scratch.file("profile.json", profile.to_string());
+        self.command.arg("-p").arg(path);
+        self
+    }
+
+    pub fn args(mut self, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        self.command.args(arguments);
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    pub fn output(mut self) -> Result {
+        Result::new(self.command.stdin(Stdio::null()).output().unwrap())
+    }
+}
+
+/// What came of a run.
+#[derive(Debug)]
+pub struct Result {
+    /// The exit code, 128+n for a signal that ended shannot itself.
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Result {
+    pub fn new(output: Output) -> Self {
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        let code = output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap());
+        Self { code, stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+
+    #[track_caller]
+    pub fn expect_code(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "{self:#?}");
+        self
+    }
+
+    #[track_caller]
+    pub fn expect_stdout(self, text: &str) -> Self {
+        assert!(self.stdout.contains(text), "no {text:?} in {self:#?}");
+        self
+    }
+
+    #[track_caller]
+    pub fn expect_stderr(self, text: &str) -> Self {
+        assert!(self.stderr.contains(text), "no {text:?} in {self:#?}");
+        self
+    }
+}
+
+/// A shell script under a profile.
+pub fn sh(caller: Caller, profile: &Value, script: &str) -> Result {
+    Shannot::new(caller).profile(profile).args(["run", "sh", "-c", script]).output()
+}
+
+/// A Python program under a profile: for system calls that no command makes. `call(nr, …)` gives errno's name or "ok".
+pub fn python(caller: Caller, profile: &Value, program: &str) -> Option<Result> {
+    const PRELUDE: &str = "\
+import ctypes, errno, os, sys, socket, struct, fcntl, mmap
+libc = ctypes.CDLL(None, use_errno=True)
+def call(nr, *args):
+    args = [ctypes.c_void_p(a) if isinstance(a, int) else a for a in args]
+    r = libc.syscall(ctypes.c_long(nr), *args)
+    return 'ok' if r != -1 else errno.errorcode[ctypes.get_errno()]
+def attempt(f, *args):
+    try:
+        f(*args)
+        return 'ok'
+    except OSError as e:
+        return errno.errorcode[e.errno]
+";
+    tool("python3")?;
+    let program = format!("{PRELUDE}{program}");
+    Some(Shannot::new(caller).profile(profile).args(["run", "/usr/bin/python3", "-c", &program]).output())
+}

@@ -1,0 +1,151 @@
+//! Job control: the command is in the caller's foreground group, and a shell sees it stop, go on and be interrupted.
+
+use serde_json::json;
+
+use crate::support::*;
+
+/// Drives a shell on a pseudo-terminal: `(what to type, what to wait for)`.
+const DRIVER: &str = "
+import os, pty, sys, time, select, re
+steps = eval(sys.argv[1])
+pid, fd = pty.fork()
+if pid == 0:
+    os.execv('/bin/bash', ['bash', '--norc', '--noprofile', '-i'])
+seen = ''
+def wait(text, limit=15):
+    global seen
+    end = time.time() + limit
+    while not re.search(text, seen):
+        left = end - time.time()
+        if left <= 0 or not select.select([fd], [], [], left)[0]:
+            print('TIMEOUT waiting for', repr(text), 'in', repr(seen)); sys.exit(1)
+        try:
+            data = os.read(fd, 4096)
+        except OSError:
+            print('END before', repr(text), 'in', repr(seen)); sys.exit(1)
+        seen += data.decode(errors='replace')
+    seen = seen[re.search(text, seen).end():]
+os.write(fd, b\"PS1='prompt> '; stty -echo\\n\")
+wait('prompt> '); time.sleep(0.2)
+for typed, expected in steps:
+    os.write(fd, typed.encode())
+    wait(expected)
+print('DONE')
+os.write(fd, b'exit\\n')
+";
+
+fn drive(caller: Caller, profile: &serde_json::Value, steps: &[(&str, &str)]) {
+    if tool("python3").is_none() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let path = scratch.file("p.json", profile.to_string());
+    let shannot = format!("{} -p {} run", binary().display(), path.display());
+    let quoted = |text: &str| {
+        format!("{:?}", text.replace("SHANNOT", &shannot))
+            .replace("\\u{3}", "\\x03")
+            .replace("\\u{1a}", "\\x1a")
+            .replace("\\u{1c}", "\\x1c")
+    };
+    let steps: Vec<String> =
+        steps.iter().map(|(typed, expected)| format!("({}, {})", quoted(typed), quoted(expected))).collect();
+    let steps = format!("[{}]", steps.join(", "));
+    let result = Shannot::through(caller, std::path::Path::new("/usr/bin/python3"), ["-c", DRIVER, &steps])
+        .env("TERM", "xterm")
+        .output();
+    assert!(result.stdout.contains("DONE"), "{caller:?}: {result:#?}");
+}
+
+#[test]
+fn interrupt_ends_the_command_and_the_shells_loop() {
+    for caller in callers() {
+        drive(
+            caller,
+            &base_profile(),
+            &[
+                ("SHANNOT sh -c 'echo started; exec sleep 60'\n", "started"),
+                ("\x03", "prompt> "),
+                ("echo code $?\n", "code 130"),
+                ("for i in 1 2 3; do SHANNOT sh -c 'echo loop; exec sleep 60'; done; echo over\n", "loop"),
+                ("\x03", "prompt> "),
+                ("echo alive\n", "alive"),
+            ],
+        );
+    }
+}
+
+#[test]
+fn a_command_that_handles_the_interrupt_goes_on() {
+    for caller in callers() {
+        drive(
+            caller,
+            &base_profile(),
+            &[
+                ("SHANNOT bash -c 'trap \"echo caught\" INT; echo started; sleep 2; echo over'\n", "started"),
+                ("\x03", "caught"),
+                ("", "over"),
+                ("", "prompt> "),
+                ("echo code $?\n", "code 0"),
+            ],
+        );
+    }
+}
+
+#[test]
+fn stop_and_continue_work_as_for_any_command() {
+    for caller in callers() {
+        drive(
+            caller,
+            &base_profile(),
+            &[
+                ("SHANNOT sh -c 'echo started; read line; echo read $line'\n", "started"),
+                ("\x1a", "Stopped"),
+                ("", "prompt> "),
+                ("jobs\n", "Stopped"),
+                ("fg\n", "SHANNOT|read line"),
+                ("word\n", "read word"),
+                ("", "prompt> "),
+            ],
+        );
+    }
+}
+
+#[test]
+fn the_command_knows_its_terminal() {
+    for caller in callers() {
+        drive(
+            caller,
+            &base_profile(),
+            &[
+                (
+                    "SHANNOT sh -c 'test -t 0 && test -t 1 && echo is-a-tty; stty size; echo x > /dev/tty && echo wrote'\n",
+                    "is-a-tty",
+                ),
+                ("", "wrote"),
+                ("", "prompt> "),
+            ],
+        );
+        // A session of its own has no terminal to type into.
+        let own_session = profile(json!({"additional_args": ["--new-session"]}));
+        drive(
+            caller,
+            &own_session,
+            &[("SHANNOT sh -c 'echo x > /dev/tty || echo no-terminal' 2>&1\n", "no-terminal"), ("", "prompt> ")],
+        );
+    }
+}
+
+#[test]
+fn quit_ends_the_command() {
+    for caller in callers() {
+        drive(
+            caller,
+            &base_profile(),
+            &[
+                ("SHANNOT sh -c 'echo started; exec sleep 60'\n", "started"),
+                ("\x1c", "prompt> "),
+                ("echo code $?\n", "code 131"),
+            ],
+        );
+    }
+}
