@@ -5,8 +5,7 @@ use serde_json::{Value, json};
 use crate::support::*;
 
 fn old_profile(name: &str) -> Option<std::path::PathBuf> {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join(format!("../shared/data/shannot-0.3-profiles/{name}.json"));
+    let path = sources().join(format!("../shared/data/shannot-0.3-profiles/{name}.json"));
     // Real inputs that lie beside the project, not in it.
     path.exists().then_some(path)
 }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::sources;
+
 /// README's table. `policy` and `plan` name protections by `report`'s words; `cli` may use every room.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sys", &[]),
@@ -18,12 +20,12 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("cli", &["bwrap", "host", "plan", "policy", "profile", "report", "sandbox", "seccomp", "sys"]),
 ];
 
-fn sources(folder: &Path) -> Vec<PathBuf> {
+fn files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            found.extend(sources(&path));
+            found.extend(files(&path));
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             found.push(path);
         }
@@ -32,7 +34,7 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
 }
 
 fn source_folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+    sources().join("src")
 }
 
 /// Each source file below src with the room that it is in.
@@ -41,7 +43,7 @@ fn rooms() -> Vec<(String, PathBuf, String)> {
     let room = |path: &Path| {
         path.strip_prefix(&root).unwrap().components().next().unwrap().as_os_str().to_string_lossy().replace(".rs", "")
     };
-    sources(&root).into_iter().map(|path| (room(&path), path.clone(), fs::read_to_string(&path).unwrap())).collect()
+    files(&root).into_iter().map(|path| (room(&path), path.clone(), fs::read_to_string(&path).unwrap())).collect()
 }
 
 /// Code without comments.

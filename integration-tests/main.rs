@@ -17,6 +17,7 @@ mod command_line;
 mod environment;
 mod faults;
 mod files;
+mod hostile_input;
 mod house;
 mod layers;
 mod leftovers;

@@ -10,6 +10,8 @@ use shannot::host::{Files, Host, Kind, Landlock, Program};
 use shannot::plan::Plan;
 use shannot::profile::{Caller, Overrides, Profile};
 
+use crate::support::sources;
+
 /// A merged-/usr distribution in memory.
 struct Distribution(BTreeMap<PathBuf, Kind>);
 
@@ -114,7 +116,7 @@ fn host() -> Host {
 
 fn plan(name: &str, host: &Host) -> Plan {
     let caller = Caller { home: Some("/home/me".into()), cwd: host.cwd.clone(), profile: None };
-    let text = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("profiles/{name}.json"))).unwrap();
+    let text = std::fs::read(sources().join(format!("profiles/{name}.json"))).unwrap();
     let profile = Profile::parse(&text, Path::new("/etc/shannot/x.json"), &caller).unwrap();
     let mut policy = profile.policy(&Overrides::default(), &caller).unwrap();
     policy.command = vec!["ls".into(), "/".into()];
@@ -123,7 +125,7 @@ fn plan(name: &str, host: &Host) -> Plan {
 
 #[test]
 fn each_shipped_profile_has_its_golden_plan() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration-tests/golden");
+    let folder = sources().join("integration-tests/golden");
     for name in ["minimal", "readonly", "diagnostics", "host"] {
         let text = plan(name, &host()).to_string();
         let path = folder.join(format!("{name}.txt"));

@@ -182,7 +182,7 @@ fn dot_dot_and_links_in_sources_mean_what_they_mean_on_the_host() {
 #[test]
 fn the_shipped_profiles_fit_the_schema_and_hold_their_intent() {
     for name in ["minimal", "readonly", "diagnostics", "host"] {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("profiles/{name}.json"));
+        let path = sources().join(format!("profiles/{name}.json"));
         let document: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
         let schema = shannot::profile::json_schema();
         for key in document.as_object().unwrap().keys() {

@@ -10,6 +10,11 @@ use std::sync::OnceLock;
 
 use serde_json::{Value, json};
 
+/// The project's folder. CI runs the tests from a copy as well, for a user who can't look into the checkout.
+pub fn sources() -> PathBuf {
+    std::env::var_os("SHANNOT_TEST_SOURCES").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
 /// Whose promises are tested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Caller {
@@ -57,7 +62,9 @@ pub fn binary() -> &'static Path {
     BINARY.get_or_init(|| {
         let folder = Scratch::new().keep();
         let copy = folder.join("shannot");
-        fs::copy(env!("CARGO_BIN_EXE_shannot"), &copy).unwrap();
+        let built =
+            std::env::var_os("SHANNOT_TEST_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_shannot").into(), PathBuf::from);
+        fs::copy(built, &copy).unwrap();
         fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
         copy
     })

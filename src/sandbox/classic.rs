@@ -1,12 +1,14 @@
 //! Binds by mount(2), for kernels before 5.12 and filters that hide the newer calls. Attributes are set mount by
 //! mount from /proc/self/mountinfo, which is read for each bind that has them.
 
+use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
+use nix::unistd::{chroot, fchdir};
 
 use super::resolve::open_in_root;
 use crate::plan::Attributes;
@@ -21,24 +23,47 @@ pub(super) fn bind(source: &Path, target: impl AsFd) -> nix::Result<()> {
     mount(Some(source), &proc_path(target), None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
 }
 
-/// Sets attributes on the mount at `target` inside `root`, and on all visible mounts below it.
-pub(super) fn set_attributes(root: &OwnedFd, target: &Path, attributes: Attributes) -> nix::Result<()> {
-    let top = open_in_root(root, target)?;
-    let top_name = nix::fcntl::readlink(&proc_path(&top))?;
-    let root_name = nix::fcntl::readlink(&proc_path(root))?;
-    // From /proc of the caller, which is still mounted: this runs before the old root is detached.
-    let table = std::fs::read("/proc/self/mountinfo").map_err(|_| Errno::ENOENT)?;
+/// Where the new root lies on the base tmpfs, and the host's root: [`set_attributes`] must see both at once.
+pub(super) struct Layout<'a> {
+    pub(super) base: &'a OwnedFd,
+    pub(super) root: &'a OwnedFd,
+    pub(super) root_name: &'a str,
+    pub(super) host_name: &'a str,
+}
+
+/// Sets attributes on the mount at `target` inside the new root, and on all visible mounts below it.
+pub(super) fn set_attributes(layout: &Layout<'_>, target: &Path, attributes: Attributes) -> nix::Result<()> {
+    let top = open_in_root(layout.root, target)?;
+    let (top_name, table) = layout.look(&top)?;
+    let root_name = Path::new("/").join(layout.root_name);
+    let mut found = false;
     for entry in table.split(|byte| *byte == b'\n').filter_map(parse) {
+        let Ok(inside) = entry.point.strip_prefix(&root_name) else { continue };
         if !entry.point.starts_with(&top_name) {
             continue;
         }
-        let Ok(inside) = entry.point.strip_prefix(&root_name) else { continue };
         // What is covered by a later mount can't be opened, and can't be seen inside either.
-        let Ok(fd) = open_in_root(root, inside) else { continue };
+        let Ok(fd) = open_in_root(layout.root, inside) else { continue };
         let flags = wanted(attributes) | entry.flags | MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
         mount(None::<&str>, &proc_path(&fd), None::<&str>, flags, None::<&str>)?;
+        found |= entry.point == Path::new(&top_name);
     }
-    Ok(())
+    // A mount that is not in the table has kept the host's attributes.
+    if found { Ok(()) } else { Err(Errno::ENOENT) }
+}
+
+impl Layout<'_> {
+    /// The path of a descriptor, and the mount table, as seen from the base tmpfs: proc(5) shows neither beyond the
+    /// root of the process that asks, which is the host's while the new root is built.
+    fn look(&self, fd: &OwnedFd) -> nix::Result<(OsString, Vec<u8>)> {
+        fchdir(self.base)?;
+        chroot(".")?;
+        let proc = Path::new("/").join(self.host_name).join("proc/self");
+        let name = nix::fcntl::readlink(&proc.join("fd").join(fd.as_raw_fd().to_string()));
+        let table = std::fs::read(proc.join("mountinfo"));
+        chroot(self.host_name)?;
+        Ok((name?, table.map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?))
+    }
 }
 
 /// Makes one mount read-only.
@@ -79,7 +104,7 @@ fn parse(line: &[u8]) -> Option<Entry> {
             _ => return None,
         })
     });
-    Some(Entry { point: PathBuf::from(std::ffi::OsString::from_vec(point)), flags: flags.collect() })
+    Some(Entry { point: PathBuf::from(OsString::from_vec(point)), flags: flags.collect() })
 }
 
 /// Blanks, tabs, newlines and backslashes are octal in mountinfo.

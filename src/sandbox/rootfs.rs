@@ -38,6 +38,9 @@ const TMPFS_FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 /// No source, file system or option.
 const NONE: Option<&str> = None;
 /// Names on the base tmpfs.
+const ROOT: &str = "root";
+const SCRATCH: &str = "scratch";
+const HOST: &str = "host";
 const HIDDEN_FILE: &str = "hidden-file";
 const HIDDEN_DIRECTORY: &str = "hidden-directory";
 
@@ -86,13 +89,13 @@ impl<'a> NewRoot<'a> {
             return Err(Errno::EXDEV);
         }
         fchdir(&base)?;
-        for directory in ["root", "scratch", "host"] {
+        for directory in [ROOT, SCRATCH, HOST] {
             mkdirat(AT_FDCWD, directory, Mode::from_bits_truncate(0o755))?;
         }
         // Then the other way round, the host below the tmpfs, and the host's root as this process's: sources resolve
         // as anywhere on the host, and neither `..` nor a bind of `/` meets the tmpfs.
-        pivot_root(".", "host")?;
-        chroot("host")?;
+        pivot_root(".", HOST)?;
+        chroot(HOST)?;
         // Covers for hidden things: nobody may open them, and not even their owner may change that.
         mkdirat(AT_FDCWD, HIDDEN_DIRECTORY, Mode::empty())?;
         mknodat(AT_FDCWD, HIDDEN_FILE, SFlag::S_IFREG, Mode::empty(), 0)?;
@@ -101,8 +104,8 @@ impl<'a> NewRoot<'a> {
             remount(cover, MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC | TMPFS_FLAGS)?;
         }
         // pivot_root(2) wants a mount point.
-        bind_over_itself("root")?;
-        let root = openat(AT_FDCWD, "root", PATH_ONLY | OFlag::O_DIRECTORY, Mode::empty())?;
+        bind_over_itself(ROOT)?;
+        let root = openat(AT_FDCWD, ROOT, PATH_ONLY | OFlag::O_DIRECTORY, Mode::empty())?;
         Ok(Self { plan, base, root, ours: vec![device], scratch: 0 })
     }
 
@@ -137,7 +140,7 @@ impl<'a> NewRoot<'a> {
     }
 
     fn look_at_root(&self) -> nix::Result<OwnedFd> {
-        openat(&self.base, "root", PATH_ONLY, Mode::empty())
+        openat(&self.base, ROOT, PATH_ONLY, Mode::empty())
     }
 
     fn place(&self, index: usize, target: &SandboxPath, node: Node, mode: u32) -> Result<Place, Fault> {
@@ -172,7 +175,8 @@ impl<'a> NewRoot<'a> {
         if target.is_root() {
             self.root = self.look_at_root().at_index(Stage::Target, index)?;
         }
-        classic::set_attributes(&self.root, target.as_path(), attributes).at_index(Stage::Attributes, index)
+        let layout = classic::Layout { base: &self.base, root: &self.root, root_name: ROOT, host_name: HOST };
+        classic::set_attributes(&layout, target.as_path(), attributes).at_index(Stage::Attributes, index)
     }
 
     /// A part of the base tmpfs at `target`: cheaper than a tmpfs of its own, and all share one size.
@@ -184,7 +188,7 @@ impl<'a> NewRoot<'a> {
             bind_over_itself(&at)
         } else {
             self.scratch += 1;
-            let scratch = format!("scratch/{}", self.scratch);
+            let scratch = format!("{SCRATCH}/{}", self.scratch);
             mkdirat(&self.base, scratch.as_str(), Mode::from_bits_truncate(mode))
                 .and_then(|()| mount(Some(scratch.as_str()), &at, NONE, MsFlags::MS_BIND, NONE))
         };
@@ -296,7 +300,7 @@ impl<'a> NewRoot<'a> {
     /// Makes the new root `/` and lets go of the old one.
     fn enter(self) -> Result<(), Fault> {
         if self.plan.seal_root {
-            remount("root", tmpfs_flags(self.plan) | MsFlags::MS_RDONLY).at(Stage::Seal)?;
+            remount(ROOT, tmpfs_flags(self.plan) | MsFlags::MS_RDONLY).at(Stage::Seal)?;
         }
         // The new root must lie below this process's (pivot_root(2)).
         fchdir(&self.base).at(Stage::Pivot)?;

@@ -1,0 +1,76 @@
+//! The fuzz targets' properties (fuzz/), bounded: real profiles with random damage, and random filters.
+
+use std::path::Path;
+
+use proptest::prelude::*;
+use shannot::profile::{Caller, Profile};
+use shannot::seccomp::{Call, Program};
+
+const SHIPPED: &[&str] = &[
+    include_str!("../profiles/minimal.json"),
+    include_str!("../profiles/readonly.json"),
+    include_str!("../profiles/diagnostics.json"),
+    include_str!("../profiles/host.json"),
+];
+
+/// Refused with a sentence, or understood the same way again after an export.
+fn understand(text: &[u8]) {
+    let caller = Caller { home: Some("/home/x".into()), cwd: Some("/".into()), profile: None };
+    let path = Path::new("/etc/shannot/x.json");
+    match Profile::parse(text, path, &caller).and_then(|profile| profile.export(&caller)) {
+        Err(error) => assert!(error.to_string().starts_with("cannot "), "{error}"),
+        Ok(exported) => {
+            let again = Profile::parse(exported.to_string().as_bytes(), path, &caller).unwrap();
+            assert_eq!(again.export(&caller).unwrap(), exported);
+        }
+    }
+}
+
+#[test]
+fn shipped_profiles_are_understood() {
+    SHIPPED.iter().for_each(|text| understand(text.as_bytes()));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn a_damaged_profile_is_refused_or_understood(
+        which in 0..SHIPPED.len(),
+        damage in proptest::collection::vec((any::<prop::sample::Index>(), prop::sample::select(b"\"{}[]:,\\0x \n9-ntf".to_vec())), 1..4),
+        cut in proptest::option::of(any::<prop::sample::Index>()),
+    ) {
+        let mut text = SHIPPED[which].as_bytes().to_vec();
+        for (at, byte) in damage {
+            let at = at.index(text.len());
+            text[at] = byte;
+        }
+        if let Some(at) = cut {
+            text.truncate(at.index(text.len()));
+        }
+        understand(&text);
+    }
+
+    #[test]
+    fn any_text_is_refused_or_understood(text in proptest::collection::vec(any::<u8>(), 0..200)) {
+        understand(&text);
+    }
+
+    #[test]
+    fn a_damaged_filter_is_refused_or_ends(
+        damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+        nr: u32,
+        args: [u64; 6],
+    ) {
+        let preset = shannot::seccomp::Preset::Default.program().unwrap();
+        let mut bytes = preset.to_bytes();
+        for (at, byte) in damage {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        if let Ok(program) = Program::from_bytes(&bytes) {
+            let (_, count) = program.run_counted(&Call { nr, arch: shannot::seccomp::NATIVE_ARCH, args, ..Call::default() });
+            prop_assert!(count <= program.instructions().len());
+        }
+    }
+}
