@@ -53,7 +53,6 @@ const CALLS: &[&str] = &[
     "poll",
     "ppoll",
     "faccessat2",
-    "umask",
 ];
 
 /// Namespaces are new in every run: their numbers say nothing.
@@ -64,19 +63,23 @@ fn comparable(text: &str) -> String {
 
 struct Injector {
     strace: PathBuf,
+    /// timeout(1).
+    timeout: PathBuf,
     scratch: Scratch,
     profile: PathBuf,
     host_namespaces: Vec<String>,
 }
 
 impl Injector {
-    fn new(strace: PathBuf) -> Self {
+    /// `None`, with the reason said, where the tools are missing.
+    fn new() -> Option<Self> {
+        let (strace, timeout) = (tool("strace")?, tool("timeout")?);
         let link = |name: &str| fs::read_link(format!("/proc/self/ns/{name}")).unwrap().display().to_string();
         let host_namespaces = ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"].map(link).to_vec();
         let scratch = Scratch::new();
         let changes = json!({"hostname": "injected", "network": "none", "hide": ["/etc/shadow"]});
         let profile = scratch.file("p.json", profile(changes).to_string());
-        Self { strace, scratch, profile, host_namespaces }
+        Some(Self { strace, timeout, scratch, profile, host_namespaces })
     }
 
     /// A run with these injections, and whether any of them came to pass.
@@ -85,14 +88,16 @@ impl Injector {
         fs::write(&trace, "").unwrap();
         own(&trace, caller);
         let calls: Vec<&str> = inject.iter().filter_map(|what| what.split(':').next()).collect();
-        let mut arguments = vec!["-f".to_owned(), "-qq".into(), "-o".into(), trace.display().to_string()];
+        let mut arguments = vec!["-s".to_owned(), "KILL".into(), "20".into(), self.strace.display().to_string()];
+        arguments.extend(["-f", "-qq", "-o"].map(str::to_owned));
+        arguments.push(trace.display().to_string());
         arguments.extend(["-e".into(), format!("trace={}", calls.join(","))]);
         arguments.extend(inject.iter().flat_map(|what| ["-e".to_owned(), format!("inject={what}")]));
         arguments.extend([binary().display().to_string(), "-p".into(), self.profile.display().to_string()]);
         arguments.extend(["run", "bash", "-c", LOOK].map(str::to_owned));
         let start = Instant::now();
-        let result = Shannot::through(caller, &self.strace, arguments).output();
-        assert!(start.elapsed() < Duration::from_secs(20), "{inject:?} as {caller:?} hangs: {result:?}");
+        let result = Shannot::through(caller, &self.timeout, arguments).output();
+        assert!(start.elapsed() < Duration::from_secs(19), "{inject:?} as {caller:?} hangs: {result:?}");
         let injected = String::from_utf8_lossy(&fs::read(&trace).unwrap()).contains("(INJECTED)");
         (result, injected)
     }
@@ -127,8 +132,7 @@ fn judge(injector: &Injector, undisturbed: &str, what: &str, result: &Result) {
 
 #[test]
 fn no_failing_call_leaves_a_layer_out() {
-    let Some(strace) = tool("strace") else { return };
-    let injector = Injector::new(strace);
+    let Some(injector) = Injector::new() else { return };
     for caller in callers() {
         let (undisturbed, _) = injector.run(caller, &["getpgid:error=EPERM:when=9999"]);
         assert!(undisturbed.stdout.contains("ran"), "{undisturbed:?}");
@@ -147,8 +151,7 @@ fn no_failing_call_leaves_a_layer_out() {
 
 #[test]
 fn a_kill_at_any_call_leaves_nothing_behind() {
-    let Some(strace) = tool("strace") else { return };
-    let injector = Injector::new(strace);
+    let Some(injector) = Injector::new() else { return };
     for caller in callers() {
         for call in ["clone", "mount", "pivot_root", "prctl", "landlock_restrict_self", "seccomp", "write"] {
             for occurrence in [1, 2, 5] {
@@ -161,8 +164,7 @@ fn a_kill_at_any_call_leaves_nothing_behind() {
 
 #[test]
 fn kernels_without_the_newer_calls_get_the_same_sandbox() {
-    let Some(strace) = tool("strace") else { return };
-    let injector = Injector::new(strace);
+    let Some(injector) = Injector::new() else { return };
     for caller in callers() {
         let (undisturbed, _) = injector.run(caller, &["getpgid:error=EPERM:when=9999"]);
         for missing in [

@@ -78,7 +78,11 @@ impl<'a> Record<'a> {
 
 /// Where the record goes.
 #[derive(Debug)]
-pub(super) struct RecordFile(File);
+pub(super) struct RecordFile {
+    file: File,
+    /// What was in it goes. Not so for a descriptor: where it stands is its owner's business.
+    replace: bool,
+}
 
 impl RecordFile {
     /// `FILE`, or `fd:N`.
@@ -95,22 +99,23 @@ impl RecordFile {
             if OFlag::from_bits_truncate(flags) & OFlag::O_ACCMODE == OFlag::O_RDONLY {
                 return Err(refuse(nix::errno::Errno::EBADF.into()));
             }
-            return Ok(Self(fd.try_clone_to_owned().map_err(refuse)?.into()));
+            let file = fd.try_clone_to_owned().map_err(refuse)?.into();
+            return Ok(Self { file, replace: false });
         }
         // A link in the last place may be a trap of the previous job's: as root it would choose what is overwritten.
         let flags = libc::O_NOFOLLOW | libc::O_NOCTTY;
         let file = File::options().write(true).create(true).truncate(false).custom_flags(flags).open(destination);
-        file.map(Self).map_err(refuse)
+        file.map(|file| Self { file, replace: true }).map_err(refuse)
     }
 
     pub(super) fn write(mut self, record: &Record<'_>) -> Result<(), Complaint> {
         let text = serde_json::to_string(record).map_err(|error| Complaint::new("report", &error, None))?;
-        let emptied = match self.0.metadata() {
-            Ok(metadata) if metadata.is_file() && metadata.len() > 0 => self.0.set_len(0),
+        let emptied = match self.file.metadata() {
+            Ok(metadata) if self.replace && metadata.is_file() => self.file.set_len(0),
             _ => Ok(()),
         };
         emptied
-            .and_then(|()| self.0.write_all(format!("{text}\n").as_bytes()))
+            .and_then(|()| self.file.write_all(format!("{text}\n").as_bytes()))
             .map_err(|error| Complaint::new("report", &error, None).about("cannot write the report".to_owned()))
     }
 }
