@@ -149,6 +149,11 @@ fn the_report_says_what_happened() {
         let through_fd = format!("{} run --report fd:5 ls / 5>&1 >/dev/null", binary().display());
         let run = Shannot::through(caller, std::path::Path::new("/bin/sh"), ["-c", &through_fd]);
         assert!(serde_json::from_str::<Value>(&run.output().expect_code(0).stdout).is_ok());
+        // What was in a descriptor's file before is its owner's.
+        let appended = format!("{{ echo mine; {} run --report fd:1 ls /; }} > {}", binary().display(), file.display());
+        Shannot::through(caller, std::path::Path::new("/bin/sh"), ["-c", &appended]).output().expect_code(0);
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(text.starts_with("mine\nbin\n") && text.ends_with("}\n"), "{text:?}");
     }
 }
 

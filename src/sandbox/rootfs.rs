@@ -19,9 +19,18 @@ use crate::plan::{Attributes, Plan, Step};
 use crate::policy::SandboxPath;
 use crate::sys;
 
-/// Below /proc: files that tell or do too much, and folders that may be read (security.md, rule 2).
-const PROC_MASKED: &[&str] =
-    &["kcore", "keys", "timer_list", "timer_stats", "sched_debug", "latency_stats", "sysrq-trigger", "acpi", "scsi"];
+/// Below /proc: files and folders that tell or do too much, and folders that may be read (security.md, rule 2).
+const PROC_MASKED: &[(&str, Node)] = &[
+    ("kcore", Node::File),
+    ("keys", Node::File),
+    ("timer_list", Node::File),
+    ("timer_stats", Node::File),
+    ("sched_debug", Node::File),
+    ("latency_stats", Node::File),
+    ("sysrq-trigger", Node::File),
+    ("acpi", Node::Directory),
+    ("scsi", Node::Directory),
+];
 const PROC_READ_ONLY: &[&str] = &["sys", "irq", "bus", "fs"];
 /// The devices that programs expect (bubblewrap's and the OCI runtime specification's list).
 const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
@@ -41,8 +50,9 @@ const NONE: Option<&str> = None;
 const ROOT: &str = "root";
 const SCRATCH: &str = "scratch";
 const HOST: &str = "host";
-const HIDDEN_FILE: &str = "hidden-file";
-const HIDDEN_DIRECTORY: &str = "hidden-directory";
+const COVERS: &str = "covers";
+const COVER_FILE: &str = "covers/file";
+const COVER_DIRECTORY: &str = "covers/directory";
 
 /// Builds the new root and makes it `/`. The caller has a mount namespace of its own.
 pub(super) fn build(prepared: &Prepared<'_>) -> Result<(), Fault> {
@@ -96,13 +106,13 @@ impl<'a> NewRoot<'a> {
         // as anywhere on the host, and neither `..` nor a bind of `/` meets the tmpfs.
         pivot_root(".", HOST)?;
         chroot(HOST)?;
-        // Covers for hidden things: nobody may open them, and not even their owner may change that.
-        mkdirat(AT_FDCWD, HIDDEN_DIRECTORY, Mode::empty())?;
-        mknodat(AT_FDCWD, HIDDEN_FILE, SFlag::S_IFREG, Mode::empty(), 0)?;
-        for cover in [HIDDEN_DIRECTORY, HIDDEN_FILE] {
-            bind_over_itself(cover)?;
-            remount(cover, MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC | TMPFS_FLAGS)?;
-        }
+        // Covers for hidden things: nobody may open them, and not even their owner may change that. What is bound
+        // from a mount has its flags.
+        mkdirat(AT_FDCWD, COVERS, Mode::from_bits_truncate(0o755))?;
+        mkdirat(AT_FDCWD, COVER_DIRECTORY, Mode::empty())?;
+        mknodat(AT_FDCWD, COVER_FILE, SFlag::S_IFREG, Mode::empty(), 0)?;
+        bind_over_itself(COVERS)?;
+        remount(COVERS, MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC | TMPFS_FLAGS)?;
         // pivot_root(2) wants a mount point.
         bind_over_itself(ROOT)?;
         let root = openat(AT_FDCWD, ROOT, PATH_ONLY | OFlag::O_DIRECTORY, Mode::empty())?;
@@ -115,7 +125,7 @@ impl<'a> NewRoot<'a> {
                 let node = if *directory { Node::Directory } else { Node::File };
                 self.bind(index, source, target, node, *attributes)
             }
-            Step::Tmpfs { target, mode, size: None } => self.shared_tmpfs(index, target, *mode).map(drop),
+            Step::Tmpfs { target, mode, size: None } => self.shared_tmpfs(index, target, *mode),
             Step::Tmpfs { target, mode, size: Some(size) } => self.own_tmpfs(index, target, *mode, *size),
             Step::Proc { target } => {
                 let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
@@ -180,7 +190,7 @@ impl<'a> NewRoot<'a> {
     }
 
     /// A part of the base tmpfs at `target`: cheaper than a tmpfs of its own, and all share one size.
-    fn shared_tmpfs(&mut self, index: usize, target: &SandboxPath, mode: u32) -> Result<OwnedFd, Fault> {
+    fn shared_tmpfs(&mut self, index: usize, target: &SandboxPath, mode: u32) -> Result<(), Fault> {
         let place = self.place(index, target, Node::Directory, mode)?;
         let at = classic::proc_path(&place.fd);
         let mounted = if place.made {
@@ -192,8 +202,7 @@ impl<'a> NewRoot<'a> {
             mkdirat(&self.base, scratch.as_str(), Mode::from_bits_truncate(mode))
                 .and_then(|()| mount(Some(scratch.as_str()), &at, NONE, MsFlags::MS_BIND, NONE))
         };
-        mounted.at_index(Stage::Mount, index)?;
-        open_in_root(&self.root, target.as_path()).at_index(Stage::Target, index)
+        mounted.at_index(Stage::Mount, index)
     }
 
     fn own_tmpfs(&mut self, index: usize, target: &SandboxPath, mode: u32, size: u64) -> Result<(), Fault> {
@@ -219,7 +228,8 @@ impl<'a> NewRoot<'a> {
 
     /// A minimal /dev, read-only but for its shm and the device nodes.
     fn devices(&mut self, index: usize, target: &SandboxPath, console: Option<&Path>) -> Result<(), Fault> {
-        let dev = self.shared_tmpfs(index, target, 0o755)?;
+        self.shared_tmpfs(index, target, 0o755)?;
+        let dev = open_in_root(&self.root, target.as_path()).at_index(Stage::Target, index)?;
         self.in_directory(&dev, || fill_devices(tmpfs_flags(self.plan), console)).at_index(Stage::Mount, index)
     }
 
@@ -234,8 +244,8 @@ impl<'a> NewRoot<'a> {
         let proc = open_in_root(&self.root, target.as_path())?;
         let base = classic::proc_path(&self.base);
         self.in_directory(&proc, || {
-            for name in PROC_MASKED {
-                if_there(cover(&base, Path::new(name)))?;
+            for (name, node) in PROC_MASKED {
+                if_there(cover(&base, Path::new(name), *node))?;
             }
             let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
             for name in PROC_READ_ONLY {
@@ -248,7 +258,10 @@ impl<'a> NewRoot<'a> {
     /// Covers what is at `path`; nothing if there is nothing.
     fn hide(&self, path: &Path) -> nix::Result<()> {
         match open_in_root(&self.root, path) {
-            Ok(at) => cover(Path::new(""), &classic::proc_path(&at)),
+            Ok(at) => {
+                let node = if kind(&fstat(&at)?) == SFlag::S_IFDIR { Node::Directory } else { Node::File };
+                cover(Path::new(""), &classic::proc_path(&at), node)
+            }
             // EACCES: out of our reach now means out of the command's reach, which has the same ids and less power.
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES) => Ok(()),
             Err(errno) => Err(errno),
@@ -369,14 +382,14 @@ fn remount(path: impl AsRef<Path>, flags: MsFlags) -> nix::Result<()> {
     mount(NONE, path.as_ref(), NONE, flags | MsFlags::MS_REMOUNT | MsFlags::MS_BIND, NONE)
 }
 
-/// Mounts the cover of the right kind; `base` is where the covers lie.
-fn cover(base: &Path, path: &Path) -> nix::Result<()> {
-    let bind = |cover| mount(Some(&base.join(cover)), path, NONE, MsFlags::MS_BIND, NONE);
-    match bind(HIDDEN_FILE) {
-        // A file can't be mounted over a directory.
-        Err(Errno::ENOTDIR) => bind(HIDDEN_DIRECTORY),
-        result => result,
-    }
+/// Mounts the cover for a `node`; `base` is where the covers lie. The kind is known beforehand because a bind of the
+/// wrong kind fails only after the mount was made, and undoing it waits for an RCU grace period: up to a millisecond.
+fn cover(base: &Path, path: &Path, node: Node) -> nix::Result<()> {
+    let cover = match node {
+        Node::Directory => COVER_DIRECTORY,
+        Node::File => COVER_FILE,
+    };
+    mount(Some(&base.join(cover)), path, NONE, MsFlags::MS_BIND, NONE)
 }
 
 fn if_there(result: nix::Result<()>) -> nix::Result<()> {
