@@ -218,7 +218,7 @@ pub(super) fn bind_word(access: BindAccess, optional: bool) -> &'static str {
 }
 
 impl Flag {
-    /// The words that mean this flag: [`lex`] gives it back.
+    /// The words that mean this flag: `lex` gives it back.
     pub fn render(&self) -> Vec<OsString> {
         let mut words: Vec<OsString> = Vec::new();
         let mut modifier = |option: &str, value: String| words.extend([option.into(), value.into()]);
