@@ -25,7 +25,7 @@ use super::message::{Message, TERMINATE_ALL, has_ended};
 use super::prepare::Prepared;
 use super::resolve::{kind, open_in_root};
 use super::rootfs;
-use super::supervisor::PASSED_ON;
+use super::supervisor::{LONG_COMMAND, PASSED_ON};
 use crate::plan::{Plan, RlimitResource};
 use crate::sys;
 
@@ -291,10 +291,15 @@ fn reap(command: Pid, channel: &OwnedFd) -> i32 {
     }
     // Signals that the terminal or a caller sent to the whole process group: the command has them already.
     let mut had_by_group = SigSet::empty();
+    let mut patience = PollTimeout::try_from(LONG_COMMAND).unwrap_or(PollTimeout::NONE);
     loop {
         let mut fds =
             [PollFd::new(channel.as_fd(), PollFlags::POLLIN), PollFd::new(signal_fd.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, PollTimeout::NONE) {
+        match poll(&mut fds, patience) {
+            Ok(0) => {
+                sys::release_code();
+                patience = PollTimeout::NONE;
+            }
             Ok(_) | Err(Errno::EINTR) => {}
             // Without poll the supervisor's death would not be seen: end, and all with us.
             Err(_) => return SETUP_FAILED,

@@ -36,6 +36,10 @@ pub(super) const PASSED_ON: [Signal; 9] = [
     Signal::SIGCONT,
 ];
 
+/// A command that runs for so long is no short one: init and supervisor then give back what memory they can. Not at
+/// once, since the pages that they need at the end must be fetched again.
+pub(super) const LONG_COMMAND: Duration = Duration::from_millis(100);
+
 /// Runs the plan's command and waits until nothing of it is left.
 ///
 /// # Errors
@@ -171,6 +175,7 @@ struct State {
     interrupted_from_terminal: bool,
     asked_to_end: bool,
     killed: bool,
+    is_long: bool,
 }
 
 struct Watch {
@@ -256,20 +261,25 @@ impl Watch {
     }
 
     fn next_deadline(&self) -> PollTimeout {
-        let Some(timeout) = self.timeout else { return PollTimeout::NONE };
-        let deadline = match (self.state.asked_to_end, self.state.killed) {
-            (_, true) => return PollTimeout::NONE,
-            (false, _) => timeout.after,
-            (true, _) => timeout.after.saturating_add(timeout.kill_after),
-        };
+        let timeout = self.timeout.and_then(|timeout| match (self.state.asked_to_end, self.state.killed) {
+            (_, true) => None,
+            (false, _) => Some(timeout.after),
+            (true, _) => Some(timeout.after.saturating_add(timeout.kill_after)),
+        });
+        let long = (!self.state.is_long).then_some(LONG_COMMAND);
+        let Some(deadline) = timeout.into_iter().chain(long).min() else { return PollTimeout::NONE };
         // A millisecond late rather than a busy loop early.
         let left = deadline.saturating_sub(self.started.elapsed()).saturating_add(Duration::from_millis(1));
         PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
     }
 
     fn keep_time(&mut self) {
-        let Some(timeout) = self.timeout else { return };
         let elapsed = self.started.elapsed();
+        if !self.state.is_long && elapsed >= LONG_COMMAND {
+            self.state.is_long = true;
+            sys::release_code();
+        }
+        let Some(timeout) = self.timeout else { return };
         if !self.state.asked_to_end && elapsed >= timeout.after {
             self.state.asked_to_end = true;
             self.tell_init(TERMINATE_ALL);
