@@ -136,7 +136,8 @@ pub fn vfork(child: &mut dyn FnMut() -> i32) -> Result<Pid> {
         child()
     }
     let mut child: &mut dyn FnMut() -> i32 = child;
-    let mut stack = vec![0_u128; EXEC_STACK / size_of::<u128>()];
+    // Not zeroed: pages that nobody touches are not even made.
+    let mut stack = Box::<[u128]>::new_uninit_slice(EXEC_STACK / size_of::<u128>());
     let top = stack.as_mut_ptr_range().end.cast::<c_void>();
     let argument = (&raw mut child).cast::<c_void>();
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
