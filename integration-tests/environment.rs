@@ -53,6 +53,19 @@ fn descriptors_above_2_are_closed() {
 }
 
 #[test]
+fn a_directory_is_no_standard_descriptor() {
+    for caller in callers() {
+        for (redirect, name) in [("<", "stdin"), ("2<", "stderr"), ("1<", "stdout")] {
+            let script = format!("exec {redirect}/etc {} --error-format json run ls /", binary().display());
+            let run = Shannot::through(caller, std::path::Path::new("/bin/sh"), ["-c", &script]);
+            let result = run.output().expect_code(125);
+            assert!(name == "stderr" || result.stderr.contains(name), "{result:?}");
+            assert_eq!(result.stdout, "", "{result:?}");
+        }
+    }
+}
+
+#[test]
 fn the_session_keyring_is_new() {
     if !cfg!(target_arch = "x86_64") {
         return;

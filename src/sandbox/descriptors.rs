@@ -4,8 +4,28 @@ use std::os::fd::RawFd;
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::stat::{SFlag, fstat};
 
+use super::failure::{At, Fault, Stage};
+use super::prepare::Stdio;
+use super::resolve::kind;
 use crate::sys;
+
+/// EISDIR with the number of the first standard descriptor that is a directory: with openat(2) it leads to the host's
+/// tree, `..` included, past every mount of the sandbox.
+pub(super) fn check_standard(stdio: &Stdio) -> Result<(), Fault> {
+    for (number, replacement) in [&stdio.stdin, &stdio.stdout, &stdio.stderr].into_iter().enumerate() {
+        if replacement.is_none() {
+            let fd = sys::borrow_number(RawFd::try_from(number).unwrap_or(-1));
+            match fstat(fd).map(|stat| kind(&stat)) {
+                Ok(SFlag::S_IFDIR) => Err(Errno::EISDIR),
+                result => result.map(drop),
+            }
+            .at_index(Stage::StandardDescriptor, number)?;
+        }
+    }
+    Ok(())
+}
 
 /// Closes every descriptor from `first` up but those in `keep`.
 pub(super) fn close_all_but(first: RawFd, keep: &[RawFd]) -> nix::Result<()> {

@@ -28,6 +28,8 @@ stages! {
     Clone,
     /// PR_SET_PDEATHSIG.
     DieWithParent,
+    /// A standard descriptor that the command may not have.
+    StandardDescriptor,
     /// Descriptors of the caller.
     Descriptors,
     /// /proc/self/{setgroups,uid_map,gid_map}.
@@ -201,6 +203,9 @@ impl Failure {
                 "too many processes or too little memory: see `ulimit -u` and the pids limit of the cgroup"
             }
             (Stage::IdMaps | Stage::UsernsLimit, Errno::ENOENT) => "shannot needs /proc mounted on the host",
+            (Stage::StandardDescriptor, Errno::EISDIR) => {
+                "through an open directory the command could reach the host's tree: redirect from or to a file or /dev/null"
+            }
             (Stage::UsernsLimit, Errno::EROFS) => "/proc/sys is read-only here, as in a container",
             (Stage::Mount, Errno::EPERM) => {
                 "in a container with parts of /proc masked the kernel refuses a fresh procfs: run the container with its /proc unmasked (podman: --security-opt unmask=/proc/*)"
@@ -245,6 +250,9 @@ fn describe(fault: Fault, plan: &Plan) -> (&'static str, Option<String>) {
         Stage::Supervise => ("prepare the supervisor", None),
         Stage::Clone => ("create the namespaces", None),
         Stage::DieWithParent => ("tie init's life to the supervisor", None),
+        Stage::StandardDescriptor => {
+            ("pass on", ["stdin", "stdout", "stderr"].get(index).map(|name| (*name).to_owned()))
+        }
         Stage::Descriptors => ("close the caller's descriptors", None),
         Stage::IdMaps => (
             "write",

@@ -29,6 +29,9 @@ const PROC_MASKED: &[(&str, Node)] = &[
     ("latency_stats", Node::File),
     ("sysrq-trigger", Node::File),
     ("acpi", Node::Directory),
+    ("asound", Node::Directory),
+    // Writable for uid 0 without a capability.
+    ("dynamic_debug", Node::Directory),
     ("scsi", Node::Directory),
 ];
 const PROC_READ_ONLY: &[&str] = &["sys", "irq", "bus", "fs"];

@@ -15,6 +15,7 @@ use nix::sys::stat::stat;
 use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
 use nix::unistd::{Pid, getpgrp, tcgetpgrp};
 
+use super::descriptors::check_standard;
 use super::failure::{At, Failure, Fault, SandboxError, Stage};
 use super::init;
 use super::message::{Message, TERMINATE_ALL};
@@ -46,6 +47,7 @@ pub(super) const LONG_COMMAND: Duration = Duration::from_millis(100);
 /// [`SandboxError`]; then the command was not executed, and nothing is left behind.
 pub fn run(plan: &Plan, stdio: &Stdio, image: Option<&Image>) -> Result<Outcome, SandboxError> {
     check_single_threaded()?;
+    check_standard(stdio).map_err(|fault| Failure::new(fault, plan))?;
     let prepared = Prepared::new(plan, stdio, image);
     let signals = Signals::take().map_err(|errno| Failure::supervise("take over signals", errno))?;
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
