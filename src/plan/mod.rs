@@ -8,7 +8,7 @@ mod render;
 mod root;
 mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -17,9 +17,10 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use crate::host::Host;
-use crate::policy::{Filter, Limits, Network, Policy, SandboxPath, Workdir};
+use crate::policy::{Limits, Network, Policy, SandboxPath, Workdir};
 use crate::report::Effective;
-use crate::{seccomp, sys};
+use crate::seccomp::{self, Filter};
+use crate::sys;
 
 pub use confinement::{LandlockPlan, Rights, Rule, RuleObject};
 pub use error::PlanError;
@@ -295,10 +296,10 @@ fn workdir(policy: &Policy, host: &Host, environment: &[(OsString, OsString)]) -
 fn filters(policy: &Policy, has_allowlist: bool) -> Result<Vec<Filter>, PlanError> {
     let mut filters = Vec::new();
     if has_allowlist && !policy.filters.is_empty() {
-        filters.push(Filter { origin: "allowlist".to_owned(), program: seccomp::no_memory_files() });
+        filters.push(Filter { origin: "allowlist".to_owned(), program: seccomp::no_memory_files(), flags: BTreeSet::new() });
     }
     filters.extend(policy.filters.iter().cloned());
-    for Filter { origin, program } in &filters {
+    for Filter { origin, program, .. } in &filters {
         if let Some(verdict) = program.refuses_launch() {
             return Err(PlanError::FilterRefusesLaunch { origin: origin.clone(), verdict });
         }

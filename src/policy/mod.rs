@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::report::Layer;
-use crate::seccomp::Program;
+use crate::seccomp::Filter;
 
 pub use limits::{Limits, LimitsError, parse_duration, parse_size};
 pub use path::{PathError, SandboxPath};
@@ -232,13 +232,4 @@ pub enum LandlockMode {
     BestEffort,
     /// Not used.
     Off,
-}
-
-/// A seccomp program and where it came from.
-#[derive(Debug, Clone)]
-pub struct Filter {
-    /// For messages: a path, or `preset default`.
-    pub origin: String,
-    /// The validated program.
-    pub program: Program,
 }

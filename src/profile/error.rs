@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::seccomp::FilterError;
+
 /// Why a profile can't be used. Nothing was done.
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
@@ -85,13 +87,16 @@ pub enum ProfileError {
         hint: Option<String>,
     },
     /// A filter file that the kernel would refuse, or that would do something else than its author meant.
-    #[error("cannot use seccomp filter {path:?}: {reason}")]
+    #[error("cannot use seccomp filter {path:?}: {cause}")]
     Filter {
         /// Which file.
         path: PathBuf,
         /// What is wrong with it.
-        reason: String,
+        cause: FilterError,
     },
+    /// uname(2), whose answer a policy's `minKernel` is compared with.
+    #[error("cannot find out the kernel's version")]
+    Kernel(#[source] io::Error),
 }
 
 fn place(at: &str) -> String {
@@ -120,7 +125,8 @@ impl ProfileError {
             ProfileError::Read { .. }
             | ProfileError::NotAFile(_)
             | ProfileError::TooLarge { .. }
-            | ProfileError::Filter { .. } => None,
+            | ProfileError::Filter { .. }
+            | ProfileError::Kernel(_) => None,
         }
     }
 }

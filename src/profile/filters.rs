@@ -1,11 +1,11 @@
 //! `seccomp_profile`: presets and filter files, in order.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::error::{ProfileError, nearest};
 use super::trust;
-use crate::policy::Filter;
-use crate::seccomp::{Preset, Program};
+use crate::seccomp::{Context, Filter, FilterError, Preset};
 
 /// Loads what the words name. The preset `default` comes first, unless another preset is named.
 pub(super) fn load(
@@ -25,8 +25,8 @@ pub(super) fn load(
                 let path = resolve(word).map_err(|reason| refuse(reason, None))?;
                 if !word.contains(['/', '.']) && !path.exists() {
                     let hint =
-                        nearest(word, Preset::NAMES.iter().copied()).map(|name| format!("did you mean {name:?}?"));
-                    let known = Preset::NAMES.join(", ");
+                        nearest(word, Preset::names()).map(|name| format!("did you mean {name:?}?"));
+                    let known = Preset::names().collect::<Vec<_>>().join(", ");
                     return Err(refuse(format!("{word:?} is neither a preset ({known}) nor a file"), hint));
                 }
                 filters.push(file(&path)?);
@@ -37,15 +37,12 @@ pub(super) fn load(
 }
 
 fn preset(preset: Preset) -> Option<Filter> {
-    preset.program().map(|program| Filter { origin: format!("preset {preset}"), program })
+    preset.program().map(|program| Filter { origin: format!("preset {preset}"), program, flags: BTreeSet::new() })
 }
 
 fn file(path: &Path) -> Result<Filter, ProfileError> {
-    let refuse = |reason: String| ProfileError::Filter { path: path.to_owned(), reason };
+    let refuse = |cause: FilterError| ProfileError::Filter { path: path.to_owned(), cause };
     let bytes = trust::read(path)?;
-    if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{') {
-        return Err(refuse("it is JSON, not a compiled filter (an array of struct sock_filter, .bpf)".to_owned()));
-    }
-    let program = Program::from_bytes(&bytes).map_err(|error| refuse(error.to_string()))?;
-    Ok(Filter { origin: path.display().to_string(), program })
+    let context = Context::here().map_err(|errno| ProfileError::Kernel(errno.into()))?;
+    Filter::from_bytes(path.display().to_string(), &bytes, &context).map_err(refuse)
 }

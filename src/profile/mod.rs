@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::policy::{Filter, Network, Policy};
+use crate::policy::{Network, Policy};
+use crate::seccomp::Filter;
 
 pub use document::{BindEntry, Document, EnforcementKey, LandlockKey, LimitsEntry, NetworkKey, OneOrMore, Quantity};
 pub use error::ProfileError;

@@ -53,7 +53,7 @@ impl<'a> Prepared<'a> {
             Step::Bind { source, .. } => c_string(source),
             _ => CString::default(),
         };
-        let filter = |filter: &crate::policy::Filter| {
+        let filter = |filter: &crate::seccomp::Filter| {
             let instructions = filter.program.instructions().iter();
             instructions.map(|i| libc::sock_filter { code: i.code, jt: i.jt, jf: i.jf, k: i.k }).collect()
         };

@@ -1,55 +1,125 @@
-//! Build script: compiles the presets for the target's architecture, so that a run starts with them ready.
+//! Build script: makes the table of system calls and compiles the presets for the target's architecture, so that a run
+//! starts with them ready.
+#![allow(dead_code, unreachable_pub, reason = "most of these modules is for the program")]
 
+#[path = "abi.rs"]
+mod abi;
+#[path = "action.rs"]
+mod action;
 #[path = "compile.rs"]
 mod compile;
+#[path = "decide.rs"]
+mod decide;
+#[path = "decision.rs"]
+mod decision;
+#[path = "graph.rs"]
+mod graph;
 #[path = "oci.rs"]
 mod oci;
+#[path = "policy.rs"]
+mod policy;
+#[path = "search.rs"]
+mod search;
 
+/// The table, made here.
+mod calls {
+    use std::collections::BTreeMap;
+    use std::sync::LazyLock;
+
+    #[derive(Debug, Clone, Copy)]
+    pub(super) struct Row {
+        pub(super) name: &'static str,
+        pub(super) numbers: [u16; COLUMNS],
+    }
+
+    pub(super) const COLUMNS: usize = 5;
+    pub(super) const NONE: u16 = u16::MAX;
+
+    static ROWS: LazyLock<Vec<Row>> = LazyLock::new(|| {
+        let mut rows = BTreeMap::new();
+        macro_rules! column {
+            ($column:literal, $table:ident) => {
+                for call in syscalls::$table::Sysno::iter() {
+                    // ARM's calls outside the table are in `abi`.
+                    if let Ok(number) = u16::try_from(call.id()) {
+                        rows.entry(call.name().trim_start_matches("r#")).or_insert([NONE; COLUMNS])[$column] = number;
+                    }
+                }
+            };
+        }
+        column!(0, x86_64);
+        column!(1, x86);
+        column!(2, arm);
+        column!(3, aarch64);
+        column!(4, riscv64);
+        rows.into_iter().map(|(name, numbers)| Row { name, numbers }).collect()
+    });
+
+    pub(super) fn rows() -> &'static [Row] {
+        &ROWS
+    }
+}
+
+/// Presets give errnos by number.
+mod errno {
+    pub(super) const MOST: u16 = 4095;
+
+    pub(super) fn name(_: u16) -> Option<String> {
+        None
+    }
+
+    pub(super) fn number(_: &str) -> Option<u16> {
+        None
+    }
+}
+
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use compile::Target;
-
 /// The presets that are programs, each in presets/NAME.json.
-const PRESETS: &[&str] = &["default", "no-memory-files"];
+const PRESETS: &[&str] = &["default", "strict", "readonly", "no-memory-files"];
+
+/// A kernel that has everything: presets don't depend on its version.
+const KERNEL: (u32, u32) = (u32::MAX, 0);
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let sources = "src/seccomp";
-    for name in ["build.rs", "compile.rs", "oci.rs", "presets"] {
-        println!("cargo:rerun-if-changed={sources}/{name}");
-    }
-    let architecture = std::env::var("CARGO_CFG_TARGET_ARCH")?;
-    let target = target(&architecture).ok_or_else(|| format!("no system call table for {architecture}"))?;
+    let sources = Path::new("src/seccomp");
+    println!("cargo:rerun-if-changed={}", sources.display());
+    let out = std::env::var("OUT_DIR")?;
+    std::fs::write(Path::new(&out).join("calls.rs"), table()?)?;
+    let native = std::env::var("CARGO_CFG_TARGET_ARCH")?.parse()?;
     let mut code = String::new();
     for preset in PRESETS {
-        let text = std::fs::read_to_string(format!("{sources}/presets/{preset}.json"))?;
-        let policy: oci::Policy = serde_json::from_str(&text).map_err(|error| format!("{preset}.json: {error}"))?;
-        let program = compile::compile(&policy, &target).map_err(|error| format!("{preset}.json: {error}"))?;
+        let text = std::fs::read_to_string(sources.join("presets").join(format!("{preset}.json")))?;
+        let document = oci::Document::parse(text.as_bytes()).map_err(|error| format!("{preset}.json: {error}"))?;
+        let context = policy::Context { native, capabilities: BTreeSet::new(), kernel: KERNEL };
+        let policy = policy::Policy::new(&document, &context).map_err(|error| format!("{preset}.json: {error}"))?;
+        let program = compile::compile(&policy).map_err(|error| format!("{preset}.json: {error}"))?;
         let name = preset.to_uppercase().replace('-', "_");
         writeln!(code, "static {name}: [Instruction; {}] = [", program.len())?;
         for (code_word, jt, jf, k) in program {
             writeln!(code, "    Instruction {{ code: {code_word}, jt: {jt}, jf: {jf}, k: {k} }},")?;
         }
         writeln!(code, "];")?;
+        if *preset == "no-memory-files" {
+            // Nobody names it.
+            continue;
+        }
+        // As short as JSON can be: it is in the binary for other architectures and for reading.
+        writeln!(code, "static {name}_JSON: &str = {:?};", serde_json::to_string(&document)?)?;
     }
-    let out = std::env::var("OUT_DIR")?;
     std::fs::write(Path::new(&out).join("presets.rs"), code)?;
     Ok(())
 }
 
-fn target(architecture: &str) -> Option<Target<'static>> {
-    // Each architecture's table is a type of its own.
-    macro_rules! number {
-        ($table:ident) => {
-            &|name| name.parse::<syscalls::$table::Sysno>().ok().and_then(|call| u32::try_from(call.id()).ok())
-        };
+fn table() -> Result<String, std::fmt::Error> {
+    let rows = calls::rows();
+    let mut code = format!("static ROWS: [Row; {}] = [", rows.len());
+    for calls::Row { name, numbers } in rows {
+        writeln!(code, "    Row {{ name: {name:?}, numbers: {numbers:?} }},")?;
     }
-    // linux/audit.h, AUDIT_ARCH_*; x32 has its bit set in the number (asm/unistd.h, __X32_SYSCALL_BIT).
-    Some(match architecture {
-        "x86_64" => Target { audit_arch: 0xc000_003e, numbers_end: Some(0x4000_0000), number: number!(x86_64) },
-        "aarch64" => Target { audit_arch: 0xc000_00b7, numbers_end: None, number: number!(aarch64) },
-        "riscv64" => Target { audit_arch: 0xc000_00f3, numbers_end: None, number: number!(riscv64) },
-        _ => return None,
-    })
+    code.push_str("];");
+    Ok(code)
 }

@@ -1,7 +1,6 @@
 //! What a filter says about a call, found by running it as the kernel would. For checks before a run, and for tests.
 
-use std::fmt;
-
+use super::action::Action;
 use super::program::{
     ADD, ALU, AND, DIV, Instruction, JA, JEQ, JGE, JGT, JMP, JSET, LD_IMM, LD_MEM, LD_W_ABS, LD_W_LEN, LDX_IMM,
     LDX_MEM, LDX_W_LEN, LSH, MEMORY, MUL, NEG, OR, Program, RET_A, RET_K, RSH, SOURCE_X, ST, STX, SUB, TAX, TXA, XOR,
@@ -18,65 +17,6 @@ pub struct Call {
     pub instruction_pointer: u64,
     /// The arguments.
     pub args: [u64; 6],
-}
-
-/// What happens to a call (seccomp(2), SECCOMP_RET_*).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
-    /// The process is killed with SIGSYS.
-    KillProcess,
-    /// The thread is killed.
-    KillThread,
-    /// SIGSYS, with this value.
-    Trap(u16),
-    /// The call fails with this errno.
-    Errno(u16),
-    /// A supervisor is asked.
-    Notify,
-    /// A tracer is told this value.
-    Trace(u16),
-    /// Allowed and logged.
-    Log,
-    /// Allowed.
-    Allow,
-}
-
-impl Action {
-    /// From a filter's return value; what the kernel does not know kills the process.
-    pub fn from_return(value: u32) -> Self {
-        let [data_low, data_high, ..] = value.to_le_bytes();
-        let data = u16::from_le_bytes([data_low, data_high]);
-        match value & 0xffff_0000 {
-            0x0000_0000 => Action::KillThread,
-            0x0003_0000 => Action::Trap(data),
-            0x0005_0000 => Action::Errno(data),
-            0x7fc0_0000 => Action::Notify,
-            0x7ff0_0000 => Action::Trace(data),
-            0x7ffc_0000 => Action::Log,
-            0x7fff_0000 => Action::Allow,
-            _ => Action::KillProcess,
-        }
-    }
-
-    /// Whether the call is carried out without anybody being asked.
-    pub fn lets_through(self) -> bool {
-        matches!(self, Action::Allow | Action::Log)
-    }
-}
-
-impl fmt::Display for Action {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Action::KillProcess => f.write_str("kill process"),
-            Action::KillThread => f.write_str("kill thread"),
-            Action::Trap(data) => write!(f, "trap {data}"),
-            Action::Errno(errno) => write!(f, "errno {errno}"),
-            Action::Notify => f.write_str("notify"),
-            Action::Trace(data) => write!(f, "trace {data}"),
-            Action::Log => f.write_str("log"),
-            Action::Allow => f.write_str("allow"),
-        }
-    }
 }
 
 impl Program {
@@ -101,28 +41,7 @@ impl Program {
         }
         (Action::KillProcess, count)
     }
-
-    /// Whether the program would refuse the very call that starts a command, and how.
-    pub fn refuses_launch(&self) -> Option<Action> {
-        let verdict = self.run(&Call { nr: EXECVE, arch: NATIVE_ARCH, ..Call::default() });
-        (!verdict.lets_through()).then_some(verdict)
-    }
 }
-
-/// Number of execve(2) here. It fits: system call numbers are below 2^31.
-#[allow(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "a small positive constant")]
-const EXECVE: u32 = nix::libc::SYS_execve as u32;
-
-/// AUDIT_ARCH_* of this machine (linux/audit.h: the ELF machine, 64-bit, little-endian).
-pub const NATIVE_ARCH: u32 = 0xc000_0000
-    | if cfg!(target_arch = "x86_64") {
-        62
-    } else if cfg!(target_arch = "aarch64") {
-        183
-    } else {
-        // riscv64
-        243
-    };
 
 enum Next {
     Return(u32),

@@ -1,16 +1,30 @@
-//! seccomp filters: raw programs, validated as the kernel does; presets; what a filter says about a call. Installs
-//! nothing. The build script (build.rs) compiles the presets from OCI policies with `oci` and `compile`.
+//! seccomp filters: OCI policies and raw programs in; programs, validated as the kernel does, out; what a filter says about
+//! a call, and what is wrong with it. Installs nothing. The build script (build.rs) compiles the presets with the same code.
 
-#[cfg(test)]
+mod abi;
+mod action;
+mod calls;
 mod compile;
+mod decide;
+mod decision;
+mod errno;
+mod filter;
+mod graph;
 mod interpret;
-#[cfg(test)]
+mod launch;
 mod oci;
+mod policy;
 mod preset;
 mod program;
+mod search;
 #[cfg(test)]
 mod tests;
 
-pub use interpret::{Action, Call, NATIVE_ARCH};
+pub use abi::{Abi, UnknownAbi};
+pub use action::Action;
+pub use filter::{Filter, FilterError};
+pub use interpret::Call;
+pub use oci::{ActionName, Document, Flag, Operator, SyntaxError};
+pub use policy::{Condition, Context, Policy, PolicyError, Rule, kernel_version};
 pub use preset::{Preset, UnknownPreset, no_memory_files};
 pub use program::{Fault, Instruction, InvalidProgram, Program};

@@ -12,6 +12,10 @@ include!(concat!(env!("OUT_DIR"), "/presets.rs"));
 pub enum Preset {
     /// What Docker's default allows to a process without capabilities, less what a sandbox has no use for.
     Default,
+    /// The same without network families, tracing, personalities and what few programs need.
+    Strict,
+    /// What only observes, and what a dynamically linked program needs to start.
+    Readonly,
     /// No filter.
     None,
 }
@@ -22,13 +26,30 @@ pub enum Preset {
 pub struct UnknownPreset(pub String);
 
 impl Preset {
+    const ALL: [(&'static str, Preset); 4] =
+        [("default", Preset::Default), ("strict", Preset::Strict), ("readonly", Preset::Readonly), ("none", Preset::None)];
+
     /// The name of every preset.
-    pub const NAMES: &'static [&'static str] = &["default", "none"];
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        Self::ALL.into_iter().map(|(name, _)| name)
+    }
 
     /// The program; `None` stands for no filter.
     pub fn program(self) -> Option<Program> {
         match self {
             Preset::Default => Some(Program::built_in(&DEFAULT)),
+            Preset::Strict => Some(Program::built_in(&STRICT)),
+            Preset::Readonly => Some(Program::built_in(&READONLY)),
+            Preset::None => None,
+        }
+    }
+
+    /// The policy that it was compiled from, as JSON.
+    pub fn policy(self) -> Option<&'static str> {
+        match self {
+            Preset::Default => Some(DEFAULT_JSON),
+            Preset::Strict => Some(STRICT_JSON),
+            Preset::Readonly => Some(READONLY_JSON),
             Preset::None => None,
         }
     }
@@ -44,19 +65,14 @@ impl FromStr for Preset {
     type Err = UnknownPreset;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        match name {
-            "default" => Ok(Preset::Default),
-            "none" => Ok(Preset::None),
-            other => Err(UnknownPreset(other.to_owned())),
-        }
+        let known = Self::ALL.into_iter().find(|(known, _)| *known == name);
+        known.map(|(_, preset)| preset).ok_or_else(|| UnknownPreset(name.to_owned()))
     }
 }
 
 impl fmt::Display for Preset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Preset::Default => "default",
-            Preset::None => "none",
-        })
+        let name = Self::ALL.into_iter().find(|(_, preset)| preset == self).map_or("", |(name, _)| name);
+        f.write_str(name)
     }
 }

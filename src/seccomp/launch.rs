@@ -1,0 +1,103 @@
+//! Filters and the call that starts the command, which happens under them.
+
+use super::abi::{Abi, X32_BIT};
+use super::action::Action;
+use super::interpret::Call;
+use super::program::{Instruction, InvalidProgram, JEQ_K, LD_W_ABS, Program, RET_K};
+
+// They fit: system call numbers are below 2^31.
+#[allow(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "small positive constants")]
+const NATIVE: [u32; 2] = [nix::libc::SYS_execve as u32, nix::libc::SYS_execveat as u32];
+/// execve and execveat of the other interfaces that the kernel may offer (asm/unistd_32.h, syscall_64.tbl).
+const FOREIGN: &[(Abi, [u32; 2])] = if cfg!(target_arch = "x86_64") {
+    &[(Abi::X86, [11, 358]), (Abi::X32, [520 | X32_BIT, 545 | X32_BIT])]
+} else if cfg!(target_arch = "aarch64") {
+    &[(Abi::Arm, [11, 387])]
+} else {
+    &[]
+};
+
+/// Offsets in struct seccomp_data (linux/seccomp.h).
+const NR: u32 = 0;
+const ARCH: u32 = 4;
+
+impl Program {
+    /// Whether the program would refuse the very call that starts a command, and how.
+    pub fn refuses_launch(&self) -> Option<Action> {
+        let [execve, _] = NATIVE;
+        let verdict = self.run(&Call { nr: execve, arch: Abi::NATIVE.audit_arch(), ..Call::default() });
+        (!verdict.lets_through()).then_some(verdict)
+    }
+
+    /// The same program, but execve and execveat of the native interface are left to [`Program::launch_gate`].
+    ///
+    /// # Errors
+    /// [`InvalidProgram::TooLong`].
+    pub fn behind_gate(&self) -> Result<Self, InvalidProgram> {
+        let [execve, execveat] = NATIVE;
+        let mut instructions = vec![
+            load(ARCH),
+            unless(Abi::NATIVE.audit_arch(), 4),
+            load(NR),
+            when(execve, 1),
+            unless(execveat, 1),
+            verdict(Action::Allow),
+        ];
+        instructions.extend_from_slice(self.instructions());
+        Self::new(instructions)
+    }
+
+    /// A filter that asks its listener about each execve and execveat, and refuses those of foreign interfaces.
+    ///
+    /// # Errors
+    /// [`InvalidProgram`], never.
+    pub fn launch_gate() -> Result<Self, InvalidProgram> {
+        let [execve, execveat] = NATIVE;
+        let mut instructions = vec![
+            load(ARCH),
+            unless(Abi::NATIVE.audit_arch(), 4),
+            load(NR),
+            when(execve, 1),
+            unless(execveat, 1),
+            verdict(Action::Notify),
+        ];
+        for (abi, [execve, execveat]) in FOREIGN {
+            instructions.extend([
+                load(ARCH),
+                unless(abi.audit_arch(), 4),
+                load(NR),
+                when(*execve, 1),
+                unless(*execveat, 1),
+                verdict(Action::Errno(1)),
+            ]);
+        }
+        instructions.push(verdict(Action::Allow));
+        Self::new(instructions)
+    }
+
+    /// Whether an instruction returns that a listener be asked.
+    pub fn notifies(&self) -> Option<usize> {
+        let notify = |instruction: &Instruction| {
+            instruction.code == RET_K && Action::from_return(instruction.k) == Action::Notify
+        };
+        self.instructions().iter().position(notify)
+    }
+}
+
+fn load(offset: u32) -> Instruction {
+    Instruction { code: LD_W_ABS, jt: 0, jf: 0, k: offset }
+}
+
+/// Skips instructions when the accumulator is `k`.
+fn when(k: u32, skip: u8) -> Instruction {
+    Instruction { code: JEQ_K, jt: skip, jf: 0, k }
+}
+
+/// Skips instructions unless the accumulator is `k`.
+fn unless(k: u32, skip: u8) -> Instruction {
+    Instruction { code: JEQ_K, jt: 0, jf: skip, k }
+}
+
+fn verdict(action: Action) -> Instruction {
+    Instruction { code: RET_K, jt: 0, jf: 0, k: action.to_return() }
+}
