@@ -19,7 +19,11 @@ pub(super) const JEQ_K: u16 = 0x15;
 const JGT_K: u16 = 0x25;
 pub(super) const JGE_K: u16 = 0x35;
 const JSET_K: u16 = 0x45;
+const JSET_X: u16 = 0x4d;
 const RET_K: u16 = 0x06;
+const LD_IMM: u16 = 0x00;
+const TAX: u16 = 0x07;
+const LSH_X: u16 = 0x6c;
 
 /// A place in the graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,6 +37,8 @@ enum Node {
     Load { offset: u32, next: Id },
     /// Bits of the accumulator are cleared.
     And { mask: u32, next: Id },
+    /// Any other instruction that goes on with the next.
+    Step { code: u16, k: u32, next: Id },
     /// The accumulator is compared.
     Branch { code: u16, k: u32, holds: Id, fails: Id },
 }
@@ -73,7 +79,9 @@ impl Graph {
         let id = Id(self.nodes.len());
         let (weight, depth) = match node {
             Node::Return(_) => (1, 0),
-            Node::Load { next, .. } | Node::And { next, .. } => (self.weight(next), self.depth(next)),
+            Node::Load { next, .. } | Node::And { next, .. } | Node::Step { next, .. } => {
+                (self.weight(next), self.depth(next))
+            }
             Node::Branch { holds, fails, .. } => {
                 (self.weight(holds).saturating_add(self.weight(fails)), self.depth(holds).max(self.depth(fails)))
             }
@@ -91,15 +99,13 @@ impl Graph {
 
     /// Loads a word, unless nothing behind it looks at the accumulator.
     pub(super) fn load(&mut self, offset: u32, next: Id) -> Id {
-        match self.node(next) {
-            Node::Return(_) | Node::Load { .. } => next,
-            Node::And { .. } | Node::Branch { .. } => self.add(Node::Load { offset, next }),
-        }
+        if self.looks(next) { self.add(Node::Load { offset, next }) } else { next }
     }
 
     pub(super) fn and(&mut self, mask: u32, next: Id) -> Id {
         match (mask, self.node(next)) {
-            (u32::MAX, _) | (_, Node::Return(_) | Node::Load { .. }) => next,
+            (u32::MAX, _) => next,
+            _ if !self.looks(next) => next,
             // Of no bit at all the answer is known; whether any bit is set is one instruction.
             (0, Node::Branch { code, k, holds, fails }) => {
                 let holds_for_0 = match code {
@@ -117,7 +123,31 @@ impl Graph {
 
     /// Whether a node takes the accumulator as it finds it.
     fn looks(&self, id: Id) -> bool {
-        matches!(self.node(id), Node::And { .. } | Node::Branch { .. })
+        match self.node(id) {
+            Node::Return(_) | Node::Load { .. } => false,
+            Node::Step { code, .. } => code != LD_IMM,
+            Node::And { .. } | Node::Branch { .. } => true,
+        }
+    }
+
+    fn step(&mut self, code: u16, k: u32, next: Id) -> Id {
+        self.add(Node::Step { code, k, next })
+    }
+
+    /// Remembers the bit that stands for the accumulator's lowest 5 bits, for [`Graph::bits`]. In register X: the kernel's
+    /// checker takes scratch memory for unset behind any return of a way that did not set it.
+    pub(super) fn remember_bit(&mut self, next: Id) -> Id {
+        let kept = self.step(TAX, 0, next);
+        let shifted = self.step(LSH_X, 0, kept);
+        let one = self.step(LD_IMM, 1, shifted);
+        let counted = self.step(TAX, 0, one);
+        self.and(31, counted)
+    }
+
+    /// Whether the remembered bit is one of these.
+    pub(super) fn bits(&mut self, bits: u32, holds: Id, fails: Id) -> Id {
+        let branch = self.branch(JSET_X, 0, holds, fails);
+        self.step(LD_IMM, bits, branch)
     }
 
     pub(super) fn branch(&mut self, code: u16, k: u32, holds: Id, fails: Id) -> Id {
@@ -198,6 +228,7 @@ impl Layout<'_> {
             Node::Return(value) => (RET_K, 0, 0, value),
             Node::Load { offset, next } => self.then(next, (LD_W_ABS, 0, 0, offset)),
             Node::And { mask, next } => self.then(next, (AND_K, 0, 0, mask)),
+            Node::Step { code, k, next } => self.then(next, (code, 0, 0, k)),
             Node::Branch { code, k, holds, fails } => {
                 // What is placed last is nearest: the smaller part, so that the other stays in reach.
                 let (first, second) =

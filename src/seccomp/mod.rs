@@ -14,6 +14,8 @@ mod interpret;
 mod launch;
 mod oci;
 mod policy;
+#[cfg(test)]
+mod policy_tests;
 mod preset;
 mod program;
 mod search;
@@ -22,7 +24,7 @@ mod tests;
 
 pub use abi::{Abi, UnknownAbi};
 pub use action::Action;
-pub use filter::{Filter, FilterError};
+pub use filter::{Filter, FilterError, is_json};
 pub use interpret::Call;
 pub use oci::{ActionName, Document, Flag, Operator, SyntaxError};
 pub use policy::{Condition, Context, Policy, PolicyError, Rule, kernel_version};

@@ -1,7 +1,7 @@
 //! The search for a value among many: binary, never a walk. Over one word, and over the 64 bits of an argument, where
 //! the high word is tested once for all values that share it. Shared with the build script.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::graph::{Graph, Id, JEQ_K, JGE_K};
 
@@ -18,9 +18,16 @@ pub(super) fn argument(graph: &mut Graph, argument: u8, mask: u64, wide: bool, r
     let at = argument_offset(argument);
     let [low_mask, high_mask] = halves(mask);
     let low = |graph: &mut Graph, ranges: &Ranges<u32>| {
-        let found = word(graph, ranges, &|_, _| 1);
-        let found = graph.and(low_mask, found);
-        graph.load(at, found)
+        let (windows, dense) = windows(graph, ranges);
+        let found = word(graph, &windows, &|_, _| 0);
+        let mut found = graph.and(low_mask, found);
+        found = graph.load(at, found);
+        if dense {
+            found = graph.remember_bit(found);
+            found = graph.and(low_mask, found);
+            found = graph.load(at, found);
+        }
+        found
     };
     let of_high = |high: u32| -> Ranges<u32> {
         let (first, last) = (u64::from(high) << 32, u64::from(high) << 32 | u64::from(u32::MAX));
@@ -45,9 +52,54 @@ pub(super) fn argument(graph: &mut Graph, argument: u8, mask: u64, wide: bool, r
         let id = low(graph, &of_high(start));
         push(&mut highs, start, id);
     }
-    let found = word(graph, &highs, &|_, _| 1);
+    let found = word(graph, &highs, &|_, _| 0);
     let found = graph.and(high_mask, found);
     graph.load(at + 4, found)
+}
+
+/// Values whose windows are looked up in a bitmap.
+const WINDOW: u32 = 32;
+/// Instructions that bitmaps must save, for their preparation takes some and costs as many on each way.
+const WORTHWHILE: usize = 32;
+
+/// Where values lie close together and lead to one of two places, the search ends at windows of 32 of them, and the
+/// answer is a bit. Whether that is so, and the ranges that are left to search.
+fn windows(graph: &mut Graph, ranges: &Ranges<u32>) -> (Ranges<u32>, bool) {
+    let mut dense = Vec::new();
+    let mut saved = 0;
+    for inside in ranges.chunk_by(|a, b| a.0 / WINDOW == b.0 / WINDOW) {
+        let Some((start, _)) = inside.first() else { continue };
+        let first = start - start % WINDOW;
+        let before = ranges.iter().rev().find(|(start, _)| *start <= first).map(|(_, id)| *id);
+        let at = |value: u32| inside.iter().rev().find(|(start, _)| *start <= value).map(|(_, id)| *id).or(before);
+        let places: Vec<Id> = (first..=first + (WINDOW - 1)).filter_map(at).collect();
+        let (Some(one), true) = (places.first().copied(), places.len() == 32) else { continue };
+        let other = places.iter().copied().find(|place| *place != one);
+        let Some(other) = other.filter(|other| places.iter().all(|place| [one, *other].contains(place))) else { continue };
+        let bits = places.iter().rev().fold(0, |bits, place| bits << 1 | u32::from(*place == other));
+        // The way into the window, the load and the test take the place of a test for each change.
+        saved += inside.len().saturating_sub(3);
+        if inside.len() > 3 {
+            dense.push((first, places.last().copied(), bits, other, one));
+        }
+    }
+    if saved < WORTHWHILE {
+        return (ranges.clone(), false);
+    }
+    let mut left: BTreeMap<u32, Id> = ranges.iter().copied().collect();
+    for (first, last, bits, holds, fails) in dense {
+        let end = first.checked_add(WINDOW);
+        left.retain(|start, _| *start < first || end.is_some_and(|end| *start >= end));
+        left.insert(first, graph.bits(bits, holds, fails));
+        if let (Some(end), Some(last)) = (end, last) {
+            left.entry(end).or_insert(last);
+        }
+    }
+    let mut searched = Vec::new();
+    for (start, id) in left {
+        push(&mut searched, start, id);
+    }
+    (searched, true)
 }
 
 /// Low and high word.
@@ -65,7 +117,7 @@ pub(super) fn push<T>(ranges: &mut Ranges<T>, start: T, id: Id) {
 
 /// Finds the range of the word in the accumulator. `likely` weighs the values from the first to the last, both
 /// included: likely ones are found sooner.
-pub(super) fn word(graph: &mut Graph, ranges: &Ranges<u32>, likely: &dyn Fn(u32, u32) -> u64) -> Id {
+pub(super) fn word(graph: &mut Graph, ranges: &[(u32, Id)], likely: &dyn Fn(u32, u32) -> u64) -> Id {
     let ends = ranges.iter().skip(1).map(|(start, _)| start - 1).chain([u32::MAX]);
     let spans: Vec<Span> = ranges
         .iter()
@@ -76,8 +128,14 @@ pub(super) fn word(graph: &mut Graph, ranges: &Ranges<u32>, likely: &dyn Fn(u32,
             Span { first: *first, last, id: *id, weight }
         })
         .collect();
-    let mut search = Search { graph, best: HashMap::new() };
-    search.build(&spans, 0)
+    let mut sum = 0;
+    let sums = std::iter::once(0).chain(spans.iter().map(|span| {
+        sum += span.weight;
+        sum
+    }));
+    let sums = sums.collect();
+    let whole = (0, spans.len());
+    Search { graph, spans: &spans, sums, best: HashMap::new() }.build(whole)
 }
 
 /// What an instruction of program costs, in the unit of [`Span::weight`] for an instruction executed.
@@ -85,9 +143,9 @@ const LENGTH: u64 = 6;
 /// What an instruction on the way to the verdict adds to a span's weight.
 const DEPTH: u64 = 1;
 /// Values tested one after the other at most.
-const CHAIN: usize = 3;
-/// Where more spans are left, only so many places around the middle are tried for a split.
-const TRIED: usize = 6;
+const CHAIN: usize = 4;
+/// Splits are tried so far from the middle.
+const AROUND: usize = 2;
 
 #[derive(Debug, Clone, Copy)]
 struct Span {
@@ -109,54 +167,67 @@ enum Choice {
 
 struct Search<'a> {
     graph: &'a mut Graph,
+    spans: &'a [Span],
+    /// Weight of the spans before each.
+    sums: Vec<u64>,
     /// The cheapest choice for some of the spans, from and to, and its cost.
     best: HashMap<(usize, usize), (u64, Choice)>,
 }
 
-impl Search<'_> {
-    /// `from`: index of the first span, as memory of what was found.
-    fn build(&mut self, spans: &[Span], from: usize) -> Id {
-        match self.choose(spans, from).1 {
+impl<'a> Search<'a> {
+    fn build(&mut self, (from, to): (usize, usize)) -> Id {
+        match self.choose((from, to)).1 {
             Choice::Settled(id) => id,
             Choice::Chain(other) => {
                 let mut id = other;
-                for span in exceptions(spans, other).iter().rev() {
+                for span in exceptions(self.part((from, to)), other).iter().rev() {
                     id = self.graph.branch(JEQ_K, span.first, span.id, id);
                 }
                 id
             }
             Choice::Split(at) => {
-                let (below, above) = spans.split_at(at);
-                let start = above.first().map_or(0, |span| span.first);
-                let fails = self.build(below, from);
-                let holds = self.build(above, from + at);
+                let start = self.spans.get(at).map_or(0, |span| span.first);
+                let fails = self.build((from, at));
+                let holds = self.build((at, to));
                 self.graph.branch(JGE_K, start, holds, fails)
             }
         }
     }
 
-    fn choose(&mut self, spans: &[Span], from: usize) -> (u64, Choice) {
-        let key = (from, from + spans.len());
-        if let Some(known) = self.best.get(&key) {
+    fn part(&self, (from, to): (usize, usize)) -> &'a [Span] {
+        self.spans.get(from..to).unwrap_or(&[])
+    }
+
+    /// Weight of all spans before one.
+    fn sum(&self, before: usize) -> u64 {
+        self.sums.get(before).copied().unwrap_or(0)
+    }
+
+    fn choose(&mut self, part: (usize, usize)) -> (u64, Choice) {
+        if let Some(known) = self.best.get(&part) {
             return *known;
         }
-        let best = self.search(spans, from);
-        self.best.insert(key, best);
+        let best = self.search(part);
+        self.best.insert(part, best);
         best
     }
 
-    fn search(&mut self, spans: &[Span], from: usize) -> (u64, Choice) {
-        let [first, rest @ ..] = spans else { return (0, Choice::Split(0)) };
+    fn search(&mut self, (from, to): (usize, usize)) -> (u64, Choice) {
+        let [first, rest @ ..] = self.part((from, to)) else { return (0, Choice::Split(from)) };
         if rest.iter().all(|span| span.id == first.id) {
             return (0, Choice::Settled(first.id));
         }
-        let total: u64 = spans.iter().map(|span| span.weight).sum();
-        let mut best = chain(spans, total).unwrap_or((u64::MAX, Choice::Split(1)));
-        for at in splits(spans, total) {
-            let (below, above) = spans.split_at(at);
-            let cost = total + LENGTH + self.choose(below, from).0 + self.choose(above, from + at).0;
-            if cost < best.0 {
-                best = (cost, Choice::Split(at));
+        let total = self.sum(to) - self.sum(from);
+        let mut best = chain(self.part((from, to)), total).unwrap_or((u64::MAX, Choice::Split(from + 1)));
+        // The middle by weight, by count, and what is near the former.
+        let half = self.sum(from) + total / 2;
+        let middle = self.sums.partition_point(|sum| *sum < half);
+        for at in (middle.saturating_sub(AROUND)..=middle + AROUND).chain([from.midpoint(to)]) {
+            if at > from && at < to {
+                let cost = total + LENGTH + self.choose((from, at)).0 + self.choose((at, to)).0;
+                if cost < best.0 {
+                    best = (cost, Choice::Split(at));
+                }
             }
         }
         best
@@ -188,18 +259,4 @@ fn chain(spans: &[Span], total: u64) -> Option<(u64, Choice)> {
         left -= span.weight;
     }
     Some((cost, Choice::Chain(other)))
-}
-
-/// Places for a split that are worth a try: those around the middle, by weight and by count.
-fn splits(spans: &[Span], total: u64) -> BTreeSet<usize> {
-    let mut sum = 0;
-    let middle = spans
-        .iter()
-        .position(|span| {
-            sum += span.weight;
-            2 * sum >= total
-        })
-        .unwrap_or(0);
-    let around = |middle: usize| middle.saturating_sub(TRIED / 2)..=middle + TRIED / 2;
-    around(middle).chain(around(spans.len() / 2)).filter(|at| (1..spans.len()).contains(at)).collect()
 }

@@ -1,10 +1,8 @@
-//! The validator against the kernel's rules, the presets against what they promise, the compiler against its policy.
+//! The validator against the kernel's rules, the presets against what they promise.
 
 use proptest::prelude::*;
 use syscalls::x86_64::Sysno;
 
-use super::compile::{Target, compile};
-use super::oci::{Operator, Policy};
 use super::*;
 
 const X86_64: u32 = 0xc000_003e;
@@ -206,61 +204,4 @@ proptest! {
             prop_assert!(count <= words.len());
         }
     }
-
-    #[test]
-    fn the_compiled_policy_says_what_the_policy_says(policy in policies(), nr in 0_u32..12, args in proptest::array::uniform6(0_u64..4)) {
-        let target = Target { audit_arch: X86_64, numbers_end: Some(0x4000_0000), number: &|name| name.parse().ok() };
-        let policy: Policy = serde_json::from_value(policy).unwrap();
-        let words = compile(&policy, &target).unwrap();
-        let call = Call { nr, arch: X86_64, args, ..Call::default() };
-        prop_assert_eq!(program(&words).unwrap().run(&call), Action::from_return(oracle(&policy, &call)));
-    }
-}
-
-/// Random policies over calls named by their numbers.
-fn policies() -> impl Strategy<Value = serde_json::Value> {
-    let operators = ["NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ"];
-    let argument = (0_u8..6, 0_u64..4, 0_u64..4, prop::sample::select(operators.to_vec())).prop_map(|(index, value, two, op)| {
-        serde_json::json!({"index": index, "value": value, "valueTwo": two, "op": format!("SCMP_CMP_{op}")})
-    });
-    let argument = argument.boxed();
-    let rule = (
-        proptest::collection::vec(0_u32..12, 1..4),
-        any::<bool>(),
-        2_u16..9,
-        proptest::collection::vec(argument, 0..3),
-    )
-        .prop_map(|(numbers, allow, errno, args)| {
-            let names: Vec<String> = numbers.iter().map(u32::to_string).collect();
-            let action = if allow { "SCMP_ACT_ALLOW" } else { "SCMP_ACT_ERRNO" };
-            serde_json::json!({"names": names, "action": action, "errnoRet": errno, "args": args})
-        });
-    proptest::collection::vec(rule, 0..8).prop_map(
-        |rules| serde_json::json!({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38, "syscalls": rules}),
-    )
-}
-
-/// The policy's meaning, word by word.
-fn oracle(policy: &Policy, call: &Call) -> u32 {
-    let name = call.nr.to_string();
-    let mine = || policy.syscalls.iter().filter(|rule| rule.names.contains(&name));
-    let value = |rule: &oci::Rule| rule.action.return_value(rule.errno_ret);
-    if let Some(rule) = mine().find(|rule| rule.args.is_empty()) {
-        return value(rule);
-    }
-    let holds = |rule: &&oci::Rule| {
-        rule.args.iter().all(|argument| {
-            let datum = call.args[usize::from(argument.index)];
-            match argument.op {
-                Operator::NotEqual => datum != argument.value,
-                Operator::Less => datum < argument.value,
-                Operator::LessOrEqual => datum <= argument.value,
-                Operator::Equal => datum == argument.value,
-                Operator::GreaterOrEqual => datum >= argument.value,
-                Operator::Greater => datum > argument.value,
-                Operator::MaskedEqual => datum & argument.value == argument.value_two & argument.value,
-            }
-        })
-    };
-    mine().find(holds).map_or(policy.default_action.return_value(policy.default_errno_ret), value)
 }
