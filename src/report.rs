@@ -42,6 +42,8 @@ pub enum Layer {
     Seccomp,
     /// Only the allowed commands can be executed.
     Allowlist,
+    /// Nothing can be executed after the command itself.
+    ExecOnce,
     /// The environment is the profile's alone.
     Environment,
     /// No descriptor of the caller above 2 is open inside.
@@ -83,6 +85,7 @@ impl Layer {
         (Layer::LandlockScope, "landlock-scope"),
         (Layer::Seccomp, "seccomp"),
         (Layer::Allowlist, "allowlist"),
+        (Layer::ExecOnce, "exec-once"),
         (Layer::Environment, "environment"),
         (Layer::Descriptors, "descriptors"),
         (Layer::Keyring, "keyring"),

@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "the one place for it; every block has its SAFETY note")]
 
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
+use std::io::IoSliceMut;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
@@ -11,6 +12,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::unistd::Pid;
 
 /// The result of a system call.
@@ -400,15 +402,75 @@ pub fn in_bounding(capability: u8) -> Result<Option<bool>> {
     }
 }
 
-/// seccomp(2), SECCOMP_SET_MODE_FILTER. Instructions are `(code, jt, jf, k)` as in struct sock_filter.
+/// seccomp(2), SECCOMP_SET_MODE_FILTER, with SECCOMP_FILTER_FLAG_*.
 ///
 /// # Errors
-/// EINVAL for a program that the kernel's checker refuses, EACCES without no_new_privs.
-pub fn install_filter(instructions: &[libc::sock_filter]) -> Result<()> {
+/// EINVAL for a program that the kernel's checker refuses, or a flag that it doesn't know; EACCES without no_new_privs.
+pub fn install_filter(instructions: &[libc::sock_filter], flags: c_ulong) -> Result<()> {
+    set_filter(instructions, flags).map(drop)
+}
+
+/// The same with SECCOMP_FILTER_FLAG_NEW_LISTENER: the descriptor on which the filter asks.
+///
+/// # Errors
+/// Also EBUSY where a filter around us has a listener already.
+pub fn install_asking_filter(instructions: &[libc::sock_filter], flags: c_ulong) -> Result<OwnedFd> {
+    new_fd(set_filter(instructions, flags | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER)?)
+}
+
+fn set_filter(instructions: &[libc::sock_filter], flags: c_ulong) -> Result<c_long> {
     let len = u16::try_from(instructions.len()).map_err(|_| Errno::EINVAL)?;
     let program = libc::sock_fprog { len, filter: instructions.as_ptr().cast_mut() };
     // SAFETY: `program` points to `len` instructions, all alive; the kernel copies and does not write them.
-    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) }).map(drop)
+    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) })
+}
+
+/// The next call that a filter asks about, by its cookie (seccomp_unotify(2), SECCOMP_IOCTL_NOTIF_RECV).
+///
+/// # Errors
+/// ENOENT if the caller ended meanwhile.
+pub fn next_question(listener: BorrowedFd<'_>) -> Result<u64> {
+    // SAFETY: integers and arrays of them, for which zero is a value; the kernel wants them zero.
+    let mut question: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+    // SAFETY: the request's number carries the size of the structure that the kernel fills.
+    let result =
+        unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut question) };
+    check(c_long::from(result)).map(|_| question.id)
+}
+
+/// Answers: the call goes on as it is, or fails (seccomp_unotify(2), SECCOMP_IOCTL_NOTIF_SEND; Linux 5.5).
+///
+/// # Errors
+/// ENOENT if the caller ended meanwhile.
+pub fn answer_question(listener: BorrowedFd<'_>, id: u64, refusal: Option<Errno>) -> Result<()> {
+    // The flag is 1 and fits.
+    let go_on = u32::try_from(libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE).unwrap_or(0);
+    let (error, flags) = refusal.map_or((0, go_on), |errno| (-(errno as i32), 0));
+    let mut answer = libc::seccomp_notif_resp { id, val: 0, error, flags };
+    // SAFETY: the request's number carries the size of the structure that the kernel reads.
+    let result = unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut answer) };
+    check(c_long::from(result)).map(drop)
+}
+
+/// recvmsg(2) of one record, and of a descriptor that may come with it.
+///
+/// # Errors
+/// As recvmsg(2).
+pub fn receive_with_descriptor(socket: BorrowedFd<'_>, record: &mut [u8]) -> Result<(usize, Option<OwnedFd>)> {
+    let mut control = nix::cmsg_space!(RawFd);
+    let mut parts = [IoSliceMut::new(record)];
+    let received =
+        recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let mut descriptor = None;
+    for message in received.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(numbers) = message {
+            for number in numbers {
+                // SAFETY: the kernel has just made this descriptor for us, and nobody else knows its number.
+                descriptor = Some(unsafe { OwnedFd::from_raw_fd(number) });
+            }
+        }
+    }
+    Ok((received.bytes, descriptor))
 }
 
 /// keyctl(2), KEYCTL_JOIN_SESSION_KEYRING: a new anonymous session keyring. `false`: the kernel has no keyrings.

@@ -110,9 +110,12 @@ pub(super) struct Options {
     /// Network: none at all, loopback only, or the host's
     #[arg(long, value_name = "none|loopback|host", help_heading = "Confinement")]
     pub(super) net: Option<Net>,
-    /// Filter of system calls: a preset, or a .bpf file; again for more than one
+    /// Filter of system calls: a preset, an OCI policy (.json), or a raw filter (.bpf); again for more than one
     #[arg(long, value_name = "PRESET|FILE", help_heading = "Confinement")]
     pub(super) seccomp: Vec<String>,
+    /// Execute the command, also under a filter that refuses it, and nothing after it
+    #[arg(long, help_heading = "Confinement")]
+    pub(super) exec_once: bool,
     /// How to isolate
     #[arg(long, value_name = "BACKEND", default_value = "auto", help_heading = "Confinement")]
     pub(super) backend: Backend,
@@ -230,6 +233,7 @@ impl Options {
             chdir: self.chdir.clone(),
             hostname: self.hostname.clone(),
             seccomp: self.seccomp.clone(),
+            exec_once: self.exec_once,
             net: self.net.map(|net| match net {
                 Net::None => NetworkKey::None,
                 Net::Loopback => NetworkKey::Loopback,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::policy::SandboxPath;
 use crate::report::Layer;
-use crate::seccomp::Action;
+use crate::seccomp::{Action, InvalidProgram};
 
 /// Why a policy can't be carried out on this host. Nothing was done yet.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +55,23 @@ pub enum PlanError {
         /// What it does.
         verdict: Action,
     },
+    /// A filter that asks a listener, and there is none.
+    #[error("cannot use the seccomp filter {origin}: instruction {instruction} asks a listener (SCMP_ACT_NOTIFY), and nobody would answer")]
+    FilterNotifies {
+        /// Path or preset.
+        origin: String,
+        /// Which instruction, from 0.
+        instruction: usize,
+    },
+    /// A filter that is full, and has to let the launch through.
+    #[error("cannot let the launch through the seccomp filter {origin}")]
+    FilterTooLong {
+        /// Path or preset.
+        origin: String,
+        /// Why.
+        #[source]
+        cause: InvalidProgram,
+    },
     /// A layer that was required can't be in force in full.
     #[error("cannot enforce {layer}, which is required: {state}")]
     Required {
@@ -86,11 +103,13 @@ impl PlanError {
                 Some("run as root, or leave out \"user_namespace_isolation\": false".to_owned())
             }
             PlanError::FilterRefusesLaunch { .. } => {
-                Some("allow execve in the policy that the filter was compiled from".to_owned())
+                Some("allow execve in its policy; or \"exec_once\": true (--exec-once) lets the command itself start and nothing after it".to_owned())
             }
+            PlanError::FilterNotifies { .. } => Some("use SCMP_ACT_ERRNO, or SCMP_ACT_LOG to see who calls".to_owned()),
             PlanError::EmptyCommand
             | PlanError::NulInArgument(_)
             | PlanError::BadVariable(_)
+            | PlanError::FilterTooLong { .. }
             | PlanError::Required { .. } => None,
         }
     }

@@ -19,7 +19,7 @@ use serde::{Serialize, Serializer};
 use crate::host::Host;
 use crate::policy::{Limits, Network, Policy, SandboxPath, Workdir};
 use crate::report::Effective;
-use crate::seccomp::{self, Filter};
+use crate::seccomp::{self, Filter, Flag, Program};
 use crate::sys;
 
 pub use confinement::{LandlockPlan, Rights, Rule, RuleObject};
@@ -56,6 +56,8 @@ pub struct Plan {
     /// seccomp filters in order of installation.
     #[serde(serialize_with = "filter_list")]
     pub filters: Vec<Filter>,
+    /// The first filter asks the supervisor about each execve, which lets the first one through.
+    pub exec_once: bool,
     /// Limits that setrlimit(2) sets.
     pub rlimits: Vec<Rlimit>,
     /// How many CPUs may be used at once.
@@ -181,6 +183,7 @@ impl Plan {
             skipped: root.skipped,
             seal_root: !root_is_chosen,
             filters: filters(policy, executables.is_some())?,
+            exec_once: policy.exec_once,
             executables,
             landlock: None,
             rlimits: rlimits(&policy.limits),
@@ -292,16 +295,34 @@ fn workdir(policy: &Policy, host: &Host, environment: &[(OsString, OsString)]) -
     }
 }
 
-/// The policy's filters. None of them may refuse the execve that starts the command: it runs under all of them.
+/// The policy's filters. None of them may refuse the execve that starts the command: it runs under all of them. With
+/// `exec_once` the first is the gate, and those that would refuse it leave it to the gate.
 fn filters(policy: &Policy, has_allowlist: bool) -> Result<Vec<Filter>, PlanError> {
     let mut filters = Vec::new();
+    if policy.exec_once {
+        let origin = "exec-once".to_owned();
+        let program = Program::launch_gate();
+        let program = program.map_err(|cause| PlanError::FilterTooLong { origin: origin.clone(), cause })?;
+        // How it waits for its listener is all that the policies' flags can say about it.
+        let wanted = |flag: &Flag| *flag == Flag::WaitKillableRecv;
+        let flags = policy.filters.iter().flat_map(|filter| filter.flags.iter().copied()).filter(wanted).collect();
+        filters.push(Filter { origin, program, flags });
+    }
     if has_allowlist && !policy.filters.is_empty() {
         filters.push(Filter { origin: "allowlist".to_owned(), program: seccomp::no_memory_files(), flags: BTreeSet::new() });
     }
     filters.extend(policy.filters.iter().cloned());
-    for Filter { origin, program, .. } in &filters {
-        if let Some(verdict) = program.refuses_launch() {
-            return Err(PlanError::FilterRefusesLaunch { origin: origin.clone(), verdict });
+    for Filter { origin, program, .. } in filters.iter_mut().skip(usize::from(policy.exec_once)) {
+        if let Some(instruction) = program.notifies() {
+            return Err(PlanError::FilterNotifies { origin: origin.clone(), instruction });
+        }
+        match program.refuses_launch() {
+            Some(_) if policy.exec_once => {
+                let behind = program.behind_gate();
+                *program = behind.map_err(|cause| PlanError::FilterTooLong { origin: origin.clone(), cause })?;
+            }
+            Some(verdict) => return Err(PlanError::FilterRefusesLaunch { origin: origin.clone(), verdict }),
+            None => {}
         }
     }
     Ok(filters)
@@ -344,11 +365,13 @@ fn filter_list<S: Serializer>(filters: &[Filter], serializer: S) -> Result<S::Ok
     struct Shown<'a> {
         origin: &'a str,
         instructions: usize,
+        #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+        flags: &'a BTreeSet<Flag>,
     }
     serializer.collect_seq(
         filters
             .iter()
-            .map(|filter| Shown { origin: &filter.origin, instructions: filter.program.instructions().len() }),
+            .map(|Filter { origin, program, flags }| Shown { origin, instructions: program.instructions().len(), flags }),
     )
 }
 

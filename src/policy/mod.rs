@@ -43,6 +43,8 @@ pub struct Policy {
     pub landlock: LandlockMode,
     /// seccomp filters, installed in this order. The kernel runs all of them; the strictest verdict wins.
     pub filters: Vec<Filter>,
+    /// The command is executed, also under a filter that refuses it, and nothing can be executed after it.
+    pub exec_once: bool,
     /// Resource limits.
     pub limits: Limits,
     /// The command gets a session of its own and no terminal.
@@ -70,6 +72,7 @@ impl Policy {
             network: Network::None,
             landlock: LandlockMode::BestEffort,
             filters: Vec::new(),
+            exec_once: false,
             limits: Limits::default(),
             new_session: false,
             require: BTreeSet::new(),

@@ -35,7 +35,7 @@ pub struct Document {
     /// The command's whole environment, but for `env_pass`.
     #[serde(default, deserialize_with = "without_duplicates")]
     pub environment: BTreeMap<String, String>,
-    /// Filters of system calls: a raw .bpf file (relative to this file) or a preset, or a list of them. The preset
+    /// Filters of system calls: an OCI policy (.json) or a raw filter (.bpf), relative to this file, or a preset, or a list of them. The preset
     /// `default` is always on unless another preset or `none` is named.
     #[serde(default)]
     pub seccomp_profile: Option<OneOrMore>,
@@ -78,6 +78,9 @@ pub struct Document {
     /// What holds `allowed_commands`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command_enforcement: Option<EnforcementKey>,
+    /// `true`: the command is executed, also under a filter that refuses it, and nothing can be executed after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exec_once: Option<bool>,
 }
 
 /// A host path that exists inside.

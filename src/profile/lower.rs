@@ -53,6 +53,7 @@ pub(super) fn lower(profile: &Profile, caller: &Caller) -> Result<Lowered, Profi
         Some(LandlockKey::BestEffort) | None => LandlockMode::BestEffort,
     };
     policy.filters.clone_from(&profile.filters);
+    policy.exec_once = document.exec_once.unwrap_or(false);
     if let Some(name) = &document.hostname {
         policy.hostname = Some(hostname(name).map_err(at("hostname"))?);
     }

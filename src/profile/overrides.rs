@@ -34,6 +34,8 @@ pub struct Overrides {
     pub hostname: Option<String>,
     /// `--seccomp PRESET|FILE`.
     pub seccomp: Vec<String>,
+    /// `--exec-once`.
+    pub exec_once: bool,
     /// `--net`.
     pub net: Option<NetworkKey>,
     /// `--timeout` and the other limits.
@@ -126,6 +128,7 @@ impl Overrides {
         if let Some(network) = self.net {
             policy.network = network.into();
         }
+        policy.exec_once |= self.exec_once;
         if !self.seccomp.is_empty() {
             let resolve = |word: &str| absolute(OsStr::new(word), caller);
             policy.filters = filters::load(&self.seccomp, resolve, |reason, hint| refuse("--seccomp", reason, hint))?;

@@ -4,7 +4,7 @@
 use std::error::Error;
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use landlock::{
     ABI, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
@@ -17,6 +17,7 @@ use nix::unistd::{execve, execveat};
 
 use super::descriptors::close_all_but;
 use super::failure::{At, Fault, Stage};
+use super::message::Message;
 use super::prepare::Prepared;
 use crate::plan::{LandlockPlan, Rights, RuleObject};
 use crate::sys;
@@ -156,6 +157,7 @@ pub(super) fn confine(
     _: &Unprivileged,
     ruleset: Option<RulesetCreated>,
     prepared: &Prepared<'_>,
+    channel: &OwnedFd,
 ) -> Result<Confined, Fault> {
     if let Some(ruleset) = ruleset {
         let status = ruleset.restrict_self().map_err(|error| errno_of(&error)).at(Stage::LandlockRestrict)?;
@@ -165,9 +167,18 @@ pub(super) fn confine(
     }
     // All of ours are close-on-exec; this is for one that some day is not. Before the filters, which may refuse it.
     let image = prepared.image.map(|image| image.0.as_raw_fd());
-    close_all_but(3, image.as_slice()).at(Stage::Descriptors)?;
-    for (index, filter) in prepared.filters.iter().enumerate() {
-        sys::install_filter(filter).at_index(Stage::Filter, index)?;
+    let channel = prepared.plan.exec_once.then_some(channel);
+    let kept: Vec<_> = image.into_iter().chain(channel.map(AsRawFd::as_raw_fd)).collect();
+    close_all_but(3, &kept).at(Stage::Descriptors)?;
+    for (index, (instructions, flags)) in prepared.filters.iter().enumerate() {
+        match channel {
+            // The gate comes first: sending is up to no other filter yet.
+            Some(channel) if index == 0 => {
+                let listener = sys::install_asking_filter(instructions, *flags).at_index(Stage::Filter, index)?;
+                Message::Listening.send_with(channel, listener).at(Stage::Listener)?;
+            }
+            _ => sys::install_filter(instructions, *flags).at_index(Stage::Filter, index)?,
+        }
     }
     Ok(Confined(()))
 }

@@ -28,6 +28,8 @@ stages! {
     Clone,
     /// PR_SET_PDEATHSIG.
     DieWithParent,
+    /// The descriptor on which the gate asks, on its way to the supervisor.
+    Listener,
     /// A standard descriptor that the command may not have.
     StandardDescriptor,
     /// Descriptors of the caller.
@@ -203,6 +205,12 @@ impl Failure {
                 "too many processes or too little memory: see `ulimit -u` and the pids limit of the cgroup"
             }
             (Stage::IdMaps | Stage::UsernsLimit, Errno::ENOENT) => "shannot needs /proc mounted on the host",
+            (Stage::Filter, Errno::EBUSY) => {
+                "a filter around this sandbox has a listener already, and the kernel allows one: leave out exec_once"
+            }
+            (Stage::Filter, Errno::EINVAL) => {
+                "this kernel lacks a flag of the policy, or listeners: LOG needs Linux 4.14, SPEC_ALLOW 4.17, exec_once 5.5, WAIT_KILLABLE_RECV 5.19"
+            }
             (Stage::StandardDescriptor, Errno::EISDIR) => {
                 "through an open directory the command could reach the host's tree: redirect from or to a file or /dev/null"
             }
@@ -250,6 +258,7 @@ fn describe(fault: Fault, plan: &Plan) -> (&'static str, Option<String>) {
         Stage::Supervise => ("prepare the supervisor", None),
         Stage::Clone => ("create the namespaces", None),
         Stage::DieWithParent => ("tie init's life to the supervisor", None),
+        Stage::Listener => ("hand the listener of the launch gate to the supervisor", None),
         Stage::StandardDescriptor => {
             ("pass on", ["stdin", "stdout", "stderr"].get(index).map(|name| (*name).to_owned()))
         }

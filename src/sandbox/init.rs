@@ -88,7 +88,7 @@ fn start(prepared: &Prepared<'_>, channel: &OwnedFd) -> Result<Pid, Fault> {
     // Init's memory is a copy of the supervisor's: nothing inside may read it (ptrace(2), proc(5)).
     prctl::set_dumpable(false).at(Stage::Dumpable)?;
     umask(caller_umask);
-    spawn(prepared, &unprivileged)
+    spawn(prepared, &unprivileged, channel)
 }
 
 /// First of all: were the supervisor killed in between, nothing would end this process. The signal is set, then the
@@ -199,7 +199,7 @@ fn set_limits(plan: &Plan) -> Result<(), Fault> {
 }
 
 /// Starts the command's process and comes back when it has executed the command.
-fn spawn(prepared: &Prepared<'_>, unprivileged: &Unprivileged) -> Result<Pid, Fault> {
+fn spawn(prepared: &Prepared<'_>, unprivileged: &Unprivileged, channel: &OwnedFd) -> Result<Pid, Fault> {
     let plan = prepared.plan;
     let mut ruleset = plan.landlock.as_ref().map(confine::ruleset).transpose()?;
     change_directory(prepared)?;
@@ -207,7 +207,7 @@ fn spawn(prepared: &Prepared<'_>, unprivileged: &Unprivileged) -> Result<Pid, Fa
     // Written by the child, which shares this memory until it executes.
     let mut fault = None;
     let pid = sys::vfork(&mut || {
-        fault = Some(become_command(prepared, unprivileged, ruleset.take(), &path));
+        fault = Some(become_command(prepared, unprivileged, ruleset.take(), &path, channel));
         SETUP_FAILED
     })
     .at(Stage::Spawn)?;
@@ -223,8 +223,9 @@ fn become_command(
     unprivileged: &Unprivileged,
     ruleset: Option<landlock::RulesetCreated>,
     path: &CString,
+    channel: &OwnedFd,
 ) -> Fault {
-    let confined = reset_signals().and_then(|()| confine::confine(unprivileged, ruleset, prepared));
+    let confined = reset_signals().and_then(|()| confine::confine(unprivileged, ruleset, prepared, channel));
     let confined = match confined {
         Ok(confined) => confined,
         Err(fault) => return fault,

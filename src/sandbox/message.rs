@@ -1,13 +1,15 @@
 //! What init and supervisor tell each other: records of fixed size over one SOCK_SEQPACKET pair, so that a
 //! record is whole or not there, and the death of either side is an end of file for the other.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::io::IoSlice;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{MsgFlags, recv, send};
+use nix::sys::socket::{ControlMessage, MsgFlags, send, sendmsg};
 
 use super::failure::{Fault, Stage};
+use crate::sys;
 
 const SIZE: usize = 16;
 
@@ -22,6 +24,8 @@ pub(super) enum Message {
     Continued,
     /// The command ended with this wait status.
     Ended(i32),
+    /// The launch gate asks on the descriptor that comes with this.
+    Listening,
 }
 
 /// From the supervisor to init, one byte: a signal number for the command, or this for the whole tree.
@@ -34,6 +38,7 @@ impl Message {
             Message::Stopped(signal) => (2, 0, 0, signal),
             Message::Continued => (3, 0, 0, 0),
             Message::Ended(status) => (4, 0, 0, status),
+            Message::Listening => (5, 0, 0, 0),
         };
         let mut bytes = [0; SIZE];
         let words = [kind, stage, index, value.cast_unsigned()];
@@ -51,6 +56,7 @@ impl Message {
             2 => Message::Stopped(value),
             3 => Message::Continued,
             4 => Message::Ended(value),
+            5 => Message::Listening,
             _ => return None,
         })
     }
@@ -60,12 +66,23 @@ impl Message {
         send(channel.as_fd().as_raw_fd(), &self.encode(), MsgFlags::MSG_NOSIGNAL).map(drop)
     }
 
-    /// Receives. `None` is the end of file: the other side is gone.
-    pub(super) fn receive(channel: impl AsFd) -> nix::Result<Option<Self>> {
+    /// Sends with a descriptor, which is closed here.
+    pub(super) fn send_with(self, channel: impl AsFd, descriptor: OwnedFd) -> nix::Result<()> {
+        let record = self.encode();
+        let numbers = [descriptor.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&numbers)];
+        let parts = [IoSlice::new(&record)];
+        sendmsg::<()>(channel.as_fd().as_raw_fd(), &parts, &rights, MsgFlags::MSG_NOSIGNAL, None).map(drop)
+    }
+
+    /// Receives, and a descriptor if one comes along. `None` is the end of file: the other side is gone.
+    pub(super) fn receive(channel: impl AsFd) -> nix::Result<Option<(Self, Option<OwnedFd>)>> {
         let mut bytes = [0; SIZE];
-        match recv(channel.as_fd().as_raw_fd(), &mut bytes, MsgFlags::empty()) {
-            Ok(SIZE) => Message::decode(bytes).map(Some).ok_or(Errno::EBADMSG),
-            Ok(0) | Err(Errno::ECONNRESET) => Ok(None),
+        match sys::receive_with_descriptor(channel.as_fd(), &mut bytes) {
+            Ok((SIZE, descriptor)) => {
+                Message::decode(bytes).map(|message| Some((message, descriptor))).ok_or(Errno::EBADMSG)
+            }
+            Ok((0, _)) | Err(Errno::ECONNRESET) => Ok(None),
             Ok(_) => Err(Errno::EBADMSG),
             Err(errno) => Err(errno),
         }
@@ -84,7 +101,9 @@ mod tests {
     #[test]
     fn every_message_survives_the_way() {
         let fault = Fault { stage: Stage::Exec, index: 7, errno: Errno::EACCES };
-        for message in [Message::Failed(fault), Message::Stopped(20), Message::Continued, Message::Ended(0x0f00)] {
+        let messages =
+            [Message::Failed(fault), Message::Stopped(20), Message::Continued, Message::Ended(0x0f00), Message::Listening];
+        for message in messages {
             assert_eq!(Message::decode(message.encode()), Some(message));
         }
         assert_eq!(Message::decode([0xff; SIZE]), None);

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use nix::libc;
 
 use crate::plan::{Plan, Step};
+use crate::seccomp::Flag;
 
 /// Standard descriptors of the command; `None` inherits the caller's.
 #[derive(Debug, Default)]
@@ -30,7 +31,7 @@ pub(super) struct Prepared<'a> {
     pub(super) environment: Vec<CString>,
     pub(super) candidates: Vec<CString>,
     pub(super) sources: Vec<CString>,
-    pub(super) filters: Vec<Vec<libc::sock_filter>>,
+    pub(super) filters: Vec<(Vec<libc::sock_filter>, libc::c_ulong)>,
     pub(super) stdio: &'a Stdio,
     pub(super) image: Option<&'a Image>,
 }
@@ -55,7 +56,8 @@ impl<'a> Prepared<'a> {
         };
         let filter = |filter: &crate::seccomp::Filter| {
             let instructions = filter.program.instructions().iter();
-            instructions.map(|i| libc::sock_filter { code: i.code, jt: i.jt, jf: i.jf, k: i.k }).collect()
+            let instructions = instructions.map(|i| libc::sock_filter { code: i.code, jt: i.jt, jf: i.jf, k: i.k });
+            (instructions.collect(), filter.flags.iter().fold(0, |bits, flag| bits | flag_bits(*flag)))
         };
         Self {
             plan,
@@ -67,5 +69,16 @@ impl<'a> Prepared<'a> {
             stdio,
             image,
         }
+    }
+}
+
+/// seccomp(2), SECCOMP_FILTER_FLAG_*.
+fn flag_bits(flag: Flag) -> libc::c_ulong {
+    match flag {
+        Flag::Log => libc::SECCOMP_FILTER_FLAG_LOG,
+        Flag::SpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+        Flag::WaitKillableRecv => libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV,
+        // There is one thread.
+        Flag::Tsync => 0,
     }
 }

@@ -71,6 +71,7 @@ pub fn run(plan: &Plan, stdio: &Stdio, image: Option<&Image>) -> Result<Outcome,
         started,
         state: State::default(),
         new_session: plan.new_session,
+        gate: None,
     };
     let ended = watch.until_the_end();
     // Whatever happened, nothing of the sandbox outlives this line: pid 1 gone means all gone (pid_namespaces(7)).
@@ -180,6 +181,12 @@ struct State {
     is_long: bool,
 }
 
+/// The launch gate's questions.
+struct Gate {
+    listener: OwnedFd,
+    launched: bool,
+}
+
 struct Watch {
     init: Pid,
     channel: OwnedFd,
@@ -188,34 +195,71 @@ struct Watch {
     started: Instant,
     state: State,
     new_session: bool,
+    gate: Option<Gate>,
 }
 
 impl Watch {
     fn until_the_end(&mut self) -> Result<Ended, Failure> {
         loop {
+            // poll(2) ignores a negative descriptor; the channel a second time stands for one that is not there.
+            let (gate, events) = match &self.gate {
+                Some(gate) => (gate.listener.as_fd(), PollFlags::POLLIN),
+                None => (self.channel.as_fd(), PollFlags::empty()),
+            };
             let mut fds = [
                 PollFd::new(self.channel.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.signals.fd.as_fd(), PollFlags::POLLIN),
+                PollFd::new(gate, events),
             ];
             match poll(&mut fds, self.next_deadline()) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(self.give_up("wait for the sandbox", errno)),
             }
-            let [channel, signals] = fds.map(|fd| fd.revents().is_some_and(|events| !events.is_empty()));
+            let [channel, signals, asked] = fds.map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
+            let [channel, signals] = [channel, signals].map(|events| !events.is_empty());
+            if self.gate.is_some() && !asked.is_empty() {
+                self.answer(asked).map_err(|errno| self.give_up("answer the launch gate", errno))?;
+            }
             if signals {
                 self.pass_signals_on();
             }
             if channel {
                 match Message::receive(&self.channel) {
-                    Ok(Some(Message::Ended(status))) => return Ok(Ended::Command(status)),
-                    Ok(Some(Message::Failed(fault))) => return Ok(Ended::Failed(fault)),
-                    Ok(Some(Message::Stopped(_))) => self.stop_with_command(),
-                    Ok(Some(Message::Continued)) => {}
+                    Ok(Some((Message::Ended(status), _))) => return Ok(Ended::Command(status)),
+                    Ok(Some((Message::Failed(fault), _))) => return Ok(Ended::Failed(fault)),
+                    Ok(Some((Message::Stopped(_), _))) => self.stop_with_command(),
+                    Ok(Some((Message::Continued, _))) => {}
+                    Ok(Some((Message::Listening, listener))) => {
+                        self.gate = listener.map(|listener| Gate { listener, launched: false });
+                    }
                     Ok(None) => return Ok(Ended::Lost),
                     Err(errno) => return Err(self.give_up("read from init", errno)),
                 }
             }
             self.keep_time();
+        }
+    }
+
+    /// Lets the launch through, which is the first that the gate can ask about, and nothing after it.
+    fn answer(&mut self, events: PollFlags) -> nix::Result<()> {
+        let Some(gate) = &mut self.gate else { return Ok(()) };
+        if !events.contains(PollFlags::POLLIN) {
+            // Nobody is left who could ask (seccomp_unotify(2)).
+            self.gate = None;
+            return Ok(());
+        }
+        let refusal = gate.launched.then_some(Errno::EACCES);
+        match sys::next_question(gate.listener.as_fd()) {
+            Ok(id) => {
+                gate.launched = true;
+                match sys::answer_question(gate.listener.as_fd(), id, refusal) {
+                    // Who asked has been killed meanwhile.
+                    Err(Errno::ENOENT) => Ok(()),
+                    answered => answered,
+                }
+            }
+            Err(Errno::ENOENT | Errno::EINTR) => Ok(()),
+            Err(errno) => Err(errno),
         }
     }
 
