@@ -114,7 +114,8 @@ fn calls(policy: &Policy) -> Vec<Call> {
     for rule in &policy.rules {
         for name in &rule.names {
             for condition in &rule.conditions {
-                let near = [condition.value.wrapping_sub(1), condition.value, condition.value.wrapping_add(1), condition.mask];
+                let near =
+                    [condition.value.wrapping_sub(1), condition.value, condition.value.wrapping_add(1), condition.mask];
                 values.entry(name).or_default().extend(near.map(|value| (condition.argument, value)));
             }
         }

@@ -433,8 +433,7 @@ pub fn next_question(listener: BorrowedFd<'_>) -> Result<u64> {
     // SAFETY: integers and arrays of them, for which zero is a value; the kernel wants them zero.
     let mut question: libc::seccomp_notif = unsafe { std::mem::zeroed() };
     // SAFETY: the request's number carries the size of the structure that the kernel fills.
-    let result =
-        unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut question) };
+    let result = unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut question) };
     check(c_long::from(result)).map(|_| question.id)
 }
 
@@ -459,8 +458,7 @@ pub fn answer_question(listener: BorrowedFd<'_>, id: u64, refusal: Option<Errno>
 pub fn receive_with_descriptor(socket: BorrowedFd<'_>, record: &mut [u8]) -> Result<(usize, Option<OwnedFd>)> {
     let mut control = nix::cmsg_space!(RawFd);
     let mut parts = [IoSliceMut::new(record)];
-    let received =
-        recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let received = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
     let mut descriptor = None;
     for message in received.cmsgs()? {
         if let ControlMessageOwned::ScmRights(numbers) = message {

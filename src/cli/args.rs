@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::output::ErrorFormat;
 use crate::profile::{LimitsEntry, NetworkKey, Overrides, Quantity};
+use crate::seccomp::Abi;
 
 /// Run a command in a sandbox of its own: the host read-only, no network, no privileges.
 #[derive(Debug, Parser)]
@@ -56,6 +57,9 @@ pub(super) enum Command {
     /// List, show and check profiles
     #[command(subcommand)]
     Profile(Profile),
+    /// Compile, check and explain filters of system calls
+    #[command(subcommand)]
+    Seccomp(Seccomp),
     /// Print a completion script for a shell
     Completions {
         /// For which shell
@@ -216,6 +220,96 @@ pub(super) enum Profile {
     },
     /// The JSON Schema of profiles
     Schema,
+}
+
+/// A policy or a filter, and the machine that it is meant for.
+#[derive(Debug, Args)]
+pub(super) struct FilterFile {
+    /// An OCI policy (.json), a raw filter (.bpf), or the name of a preset; "-" reads stdin
+    #[arg(value_name = "FILE|PRESET")]
+    pub(super) file: OsString,
+    /// The kernel's architecture: x86_64, x86, arm, aarch64, riscv64; default: this machine's
+    #[arg(long, value_name = "ARCH")]
+    pub(super) arch: Option<Abi>,
+    /// A capability that the process will have (CAP_SYS_PTRACE), for rules with "caps"; again for more; default: none
+    #[arg(long, value_name = "CAP")]
+    pub(super) cap: Vec<String>,
+    /// The kernel's version, for rules with "minKernel"; default: this kernel's
+    #[arg(long, value_name = "VERSION")]
+    pub(super) kernel: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Seccomp {
+    /// Compile a policy to a raw filter, as bubblewrap and seccomp(2) take it
+    Compile {
+        #[command(flatten)]
+        file: FilterFile,
+        /// Where to; "-" is stdout
+        #[arg(short, long, value_name = "OUT.bpf")]
+        output: OsString,
+        /// Leave execve to be decided elsewhere: the filter lets it through
+        #[arg(long)]
+        allow_launch: bool,
+        /// Say what was compiled as JSON on stderr
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what is wrong with a policy or a filter, what a user would see of it, and the fix
+    #[command(after_help = "Exit codes: 0 nothing but notes, 1 errors or warnings, 125 it can't be read or compiled.")]
+    Check {
+        #[command(flatten)]
+        file: FilterFile,
+        /// Print the policy with the fixes applied; the findings then go to stderr
+        #[arg(long)]
+        fix: bool,
+        /// Write the fixed policy there instead
+        #[arg(short, long, value_name = "FIXED.json", requires = "fix")]
+        output: Option<OsString>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the program with names, and what happens to every call
+    Explain {
+        #[command(flatten)]
+        file: FilterFile,
+        /// Only what happens to the calls
+        #[arg(long)]
+        table: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what happens to one call, and by which instructions
+    #[command(after_help = "Exit codes: 0 the call is let through, 1 it is not, 125 failure.")]
+    Eval {
+        #[command(flatten)]
+        file: FilterFile,
+        /// The call, by name or number
+        #[arg(long, value_name = "NAME|NR")]
+        syscall: String,
+        /// The interface that it is made through, where the kernel has several: x86 or x32 on x86_64; default: the kernel's own
+        #[arg(long, value_name = "ABI")]
+        abi: Option<Abi>,
+        /// Its arguments, as far as they matter: decimal, or hexadecimal with 0x
+        #[arg(long, value_name = "A,B,…", value_delimiter = ',', num_args = 1..=6)]
+        args: Vec<String>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List system calls and their numbers
+    Names {
+        /// Only names that match: a part, or a pattern with * and ?
+        pattern: Option<String>,
+        /// Which interface: x86_64, x86, x32, arm, aarch64, riscv64; default: this machine's
+        #[arg(long, value_name = "ARCH")]
+        arch: Option<Abi>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 impl Options {

@@ -6,6 +6,7 @@ mod output;
 mod profiles;
 mod record;
 mod run;
+mod seccomp;
 mod verify;
 
 use std::ffi::OsString;
@@ -84,6 +85,7 @@ fn dispatch(cli: Cli) -> Result<u8, Complaint> {
         Command::Verify(options) => verify::verify(&common, &options),
         Command::Export => profiles::export(&common),
         Command::Profile(what) => profiles::profile(&common, &what),
+        Command::Seccomp(what) => seccomp::seccomp(&what),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "shannot", &mut text);

@@ -150,7 +150,10 @@ fn expect(plan: &mut Plan, policy: &Policy, host: &Host) {
     expected.insert(Layer::NetworkNamespace, when(plan.namespaces.network, "the policy keeps the host's network"));
     expected.insert(Layer::Environment, when(!policy.environment.inherit, "the policy inherits the caller's"));
     expected.insert(Layer::UsernsLimit, userns_limit(plan));
-    expected.insert(Layer::Seccomp, when(plan.filters.len() > usize::from(plan.exec_once), "the policy asks for no filter"));
+    expected.insert(
+        Layer::Seccomp,
+        when(plan.filters.len() > usize::from(plan.exec_once), "the policy asks for no filter"),
+    );
     if plan.exec_once {
         expected.insert(Layer::ExecOnce, Enforcement::by("seccomp, asked about each execve"));
     }

@@ -56,7 +56,9 @@ pub enum PlanError {
         verdict: Action,
     },
     /// A filter that asks a listener, and there is none.
-    #[error("cannot use the seccomp filter {origin}: instruction {instruction} asks a listener (SCMP_ACT_NOTIFY), and nobody would answer")]
+    #[error(
+        "cannot use the seccomp filter {origin}: instruction {instruction} asks a listener (SCMP_ACT_NOTIFY), and nobody would answer"
+    )]
     FilterNotifies {
         /// Path or preset.
         origin: String,

@@ -309,7 +309,11 @@ fn filters(policy: &Policy, has_allowlist: bool) -> Result<Vec<Filter>, PlanErro
         filters.push(Filter { origin, program, flags });
     }
     if has_allowlist && !policy.filters.is_empty() {
-        filters.push(Filter { origin: "allowlist".to_owned(), program: seccomp::no_memory_files(), flags: BTreeSet::new() });
+        filters.push(Filter {
+            origin: "allowlist".to_owned(),
+            program: seccomp::no_memory_files(),
+            flags: BTreeSet::new(),
+        });
     }
     filters.extend(policy.filters.iter().cloned());
     for Filter { origin, program, .. } in filters.iter_mut().skip(usize::from(policy.exec_once)) {
@@ -368,11 +372,11 @@ fn filter_list<S: Serializer>(filters: &[Filter], serializer: S) -> Result<S::Ok
         #[serde(skip_serializing_if = "BTreeSet::is_empty")]
         flags: &'a BTreeSet<Flag>,
     }
-    serializer.collect_seq(
-        filters
-            .iter()
-            .map(|Filter { origin, program, flags }| Shown { origin, instructions: program.instructions().len(), flags }),
-    )
+    serializer.collect_seq(filters.iter().map(|Filter { origin, program, flags }| Shown {
+        origin,
+        instructions: program.instructions().len(),
+        flags,
+    }))
 }
 
 /// A path below the sandbox's root; for joins of plain names.

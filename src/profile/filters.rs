@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::error::{ProfileError, nearest};
+use super::error::ProfileError;
 use super::trust;
-use crate::seccomp::{Context, Filter, FilterError, Preset};
+use crate::seccomp::{Context, Filter, FilterError, Preset, nearest};
 
 /// Loads what the words name. The preset `default` comes first, unless another preset is named.
 pub(super) fn load(
@@ -24,8 +24,7 @@ pub(super) fn load(
             None => {
                 let path = resolve(word).map_err(|reason| refuse(reason, None))?;
                 if !word.contains(['/', '.']) && !path.exists() {
-                    let hint =
-                        nearest(word, Preset::names()).map(|name| format!("did you mean {name:?}?"));
+                    let hint = nearest(word, Preset::names()).map(|name| format!("did you mean {name:?}?"));
                     let known = Preset::names().collect::<Vec<_>>().join(", ");
                     return Err(refuse(format!("{word:?} is neither a preset ({known}) nor a file"), hint));
                 }

@@ -5,8 +5,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::document::Document;
-use super::error::{ProfileError, nearest};
+use super::error::ProfileError;
 use super::{parse, trust};
+use crate::seccomp::nearest;
 
 /// The profiles that are in the binary, also in the project's folder `profiles`.
 const BUILT_IN: &[(&str, &str)] = &[
@@ -130,7 +131,7 @@ fn named(name: &OsStr, caller: &Caller) -> Result<Loaded, ProfileError> {
         Some((name, text)) => parsed(Origin::BuiltIn(name), text.as_bytes().to_vec()),
         None => {
             let known = list(caller);
-            let nearest = nearest(&name, known.iter().map(|(name, _)| name.as_str()));
+            let nearest = nearest(&name, known.iter().map(|(name, _)| name.as_str())).map(str::to_owned);
             Err(ProfileError::UnknownName { name: name.into_owned(), nearest })
         }
     }

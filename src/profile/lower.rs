@@ -5,13 +5,14 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::document::{Document, EnforcementKey, LandlockKey, LimitsEntry, NetworkKey, Quantity};
-use super::error::{ProfileError, nearest};
+use super::error::ProfileError;
 use super::{Caller, Profile};
 use crate::policy::{
     Access, CommandEnforcement, FsOp, LandlockMode, Limits, Network, Policy, SandboxPath, Workdir, parse_duration,
     parse_size,
 };
 use crate::report::Layer;
+use crate::seccomp::nearest;
 
 /// A policy whose hidden paths are not yet in its list of operations: they come last, after what the command line adds.
 pub(super) struct Lowered {

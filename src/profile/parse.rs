@@ -4,7 +4,8 @@ use schemars::schema_for;
 use serde_json::Value;
 
 use super::document::{Document, Object};
-use super::error::{ProfileError, nearest};
+use super::error::ProfileError;
+use crate::seccomp::nearest;
 
 /// Parses a profile.
 pub(super) fn parse(text: &[u8], origin: &str) -> Result<Document, ProfileError> {
@@ -52,7 +53,7 @@ fn unknown_key(value: &Value, schema: &Value, root: &Value, place: String) -> Op
                 let place = if place.is_empty() { key.clone() } else { format!("{place}.{key}") };
                 match known.get(key) {
                     Some(schema) => unknown_key(value, schema, root, place),
-                    None => Some((place, nearest(key, known.keys().map(String::as_str)))),
+                    None => Some((place, nearest(key, known.keys().map(String::as_str)).map(str::to_owned))),
                 }
             })
         }

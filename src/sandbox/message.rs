@@ -101,8 +101,13 @@ mod tests {
     #[test]
     fn every_message_survives_the_way() {
         let fault = Fault { stage: Stage::Exec, index: 7, errno: Errno::EACCES };
-        let messages =
-            [Message::Failed(fault), Message::Stopped(20), Message::Continued, Message::Ended(0x0f00), Message::Listening];
+        let messages = [
+            Message::Failed(fault),
+            Message::Stopped(20),
+            Message::Continued,
+            Message::Ended(0x0f00),
+            Message::Listening,
+        ];
         for message in messages {
             assert_eq!(Message::decode(message.encode()), Some(message));
         }

@@ -58,7 +58,9 @@ impl Abi {
     /// The ABI with this AUDIT_ARCH_* and number.
     pub fn of(audit_arch: u32, nr: u32) -> Option<Self> {
         let is_x32 = nr & X32_BIT != 0;
-        Self::ALL.into_iter().find(|abi| abi.audit_arch() == audit_arch && (*abi == Abi::X32 || !is_x32 || !abi.has_x32()))
+        Self::ALL
+            .into_iter()
+            .find(|abi| abi.audit_arch() == audit_arch && (*abi == Abi::X32 || !is_x32 || !abi.has_x32()))
     }
 
     fn has_x32(self) -> bool {

@@ -52,6 +52,15 @@ mod calls {
         column!(2, arm);
         column!(3, aarch64);
         column!(4, riscv64);
+        // Names that only other architectures have: policies for many mention them, and they are no typos.
+        macro_rules! names {
+            ($($table:ident)*) => {
+                $(for call in syscalls::$table::Sysno::iter() {
+                    rows.entry(call.name().trim_start_matches("r#")).or_insert([NONE; COLUMNS]);
+                })*
+            };
+        }
+        names!(loongarch64 mips mips64 powerpc powerpc64 riscv32 s390x sparc sparc64);
         rows.into_iter().map(|(name, numbers)| Row { name, numbers }).collect()
     });
 

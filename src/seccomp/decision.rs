@@ -118,7 +118,11 @@ impl<'a> Decision<'a> {
             open.otherwise = open.branches.get(at).map_or(open.otherwise, |(index, _)| value(*index));
             open.branches.truncate(at);
         }
-        while open.branches.last().is_some_and(|(index, _)| self.branch(*index).is_some_and(|last| last.value == open.otherwise)) {
+        while open
+            .branches
+            .last()
+            .is_some_and(|(index, _)| self.branch(*index).is_some_and(|last| last.value == open.otherwise))
+        {
             open.branches.pop();
         }
     }
@@ -165,8 +169,10 @@ impl<'a> Decision<'a> {
     fn assume(&self, open: &Open, subject: Subject, holds: &dyn Fn(&Condition) -> bool) -> Open {
         let mut rest = Open { branches: Vec::new(), otherwise: open.otherwise };
         for (index, bits) in &open.branches {
-            let mut about = self.undecided((*index, *bits)).filter(|(_, comparison)| Subject::of(comparison) == subject);
-            let left = about.try_fold(*bits, |left, (bit, comparison)| holds(&comparison.condition).then_some(left & !bit));
+            let mut about =
+                self.undecided((*index, *bits)).filter(|(_, comparison)| Subject::of(comparison) == subject);
+            let left =
+                about.try_fold(*bits, |left, (bit, comparison)| holds(&comparison.condition).then_some(left & !bit));
             if let Some(left) = left {
                 rest.branches.push((*index, left));
                 if left == 0 {

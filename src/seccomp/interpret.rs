@@ -3,7 +3,7 @@
 use super::action::Action;
 use super::program::{
     ADD, ALU, AND, DIV, Instruction, JA, JEQ, JGE, JGT, JMP, JSET, LD_IMM, LD_MEM, LD_W_ABS, LD_W_LEN, LDX_IMM,
-    LDX_MEM, LDX_W_LEN, LSH, MEMORY, MUL, NEG, OR, Program, RET_A, RET_K, RSH, SOURCE_X, ST, STX, SUB, TAX, TXA, XOR,
+    LDX_MEM, LDX_W_LEN, LSH, MEMORY, MUL, OR, Program, RET_A, RET_K, RSH, SOURCE_X, ST, STX, SUB, TAX, TXA, XOR,
 };
 
 /// A system call as a filter sees it (linux/seccomp.h, struct seccomp_data).
@@ -27,19 +27,24 @@ impl Program {
 
     /// The verdict, and how many instructions it took.
     pub fn run_counted(&self, call: &Call) -> (Action, usize) {
+        let mut count = 0;
+        (self.follow(call, |_| count += 1), count)
+    }
+
+    /// The verdict; each instruction executed is told.
+    pub fn follow(&self, call: &Call, mut executed: impl FnMut(usize)) -> Action {
         let mut machine = Machine { a: 0, x: 0, memory: [0; MEMORY], call };
         let mut at = 0;
-        let mut count = 0;
         // Every jump leads forward and the last instruction returns, so this ends; a program that is not validated
         // would fall off its end, which kills as an unknown action does.
         while let Some(instruction) = self.instructions().get(at) {
-            count += 1;
+            executed(at);
             match machine.step(*instruction) {
-                Next::Return(value) => return (Action::from_return(value), count),
+                Next::Return(value) => return Action::from_return(value),
                 Next::Skip(distance) => at += 1 + distance,
             }
         }
-        (Action::KillProcess, count)
+        Action::KillProcess
     }
 }
 
@@ -82,8 +87,15 @@ impl Machine<'_> {
                 let operand = if code & SOURCE_X == 0 { k } else { self.x };
                 let operation = code & !(SOURCE_X | 0x07);
                 return match code & 0x07 {
-                    JMP => Next::Skip(usize::from(if self.holds(operation, operand) { jt } else { jf })),
-                    ALU => self.calculate(operation, operand),
+                    JMP => Next::Skip(usize::from(if compare(operation, self.a, operand) { jt } else { jf })),
+                    // The kernel ends the program with 0 when X is 0 (net/core/filter.c, bpf_convert_filter).
+                    ALU => match evaluate(operation, self.a, operand) {
+                        Some(value) => {
+                            self.a = value;
+                            Next::Skip(0)
+                        }
+                        None => Next::Return(0),
+                    },
                     _ => Next::Return(0x8000_0000),
                 };
             }
@@ -103,36 +115,33 @@ impl Machine<'_> {
         let word = words.nth(usize::try_from(offset / 4).unwrap_or(usize::MAX));
         word.unwrap_or(0)
     }
+}
 
-    fn holds(&self, operation: u16, operand: u32) -> bool {
-        match operation {
-            JEQ => self.a == operand,
-            JGT => self.a > operand,
-            JGE => self.a >= operand,
-            JSET => self.a & operand != 0,
-            _ => false,
-        }
+/// Whether a comparison of two words holds.
+pub(super) fn compare(operation: u16, a: u32, operand: u32) -> bool {
+    match operation {
+        JEQ => a == operand,
+        JGT => a > operand,
+        JGE => a >= operand,
+        JSET => a & operand != 0,
+        _ => false,
     }
+}
 
-    fn calculate(&mut self, operation: u16, operand: u32) -> Next {
-        self.a = match operation {
-            ADD => self.a.wrapping_add(operand),
-            SUB => self.a.wrapping_sub(operand),
-            MUL => self.a.wrapping_mul(operand),
-            // The kernel ends the program with 0 when X is 0 (net/core/filter.c, bpf_convert_filter).
-            DIV => match self.a.checked_div(operand) {
-                Some(quotient) => quotient,
-                None => return Next::Return(0),
-            },
-            OR => self.a | operand,
-            AND => self.a & operand,
-            XOR => self.a ^ operand,
-            // The kernel's shifts take the operand modulo the word's size.
-            LSH => self.a.wrapping_shl(operand),
-            RSH => self.a.wrapping_shr(operand),
-            NEG => self.a.wrapping_neg(),
-            _ => return Next::Return(0x8000_0000),
-        };
-        Next::Skip(0)
-    }
+/// The result of arithmetic; `None` for a division by zero.
+pub(super) fn evaluate(operation: u16, a: u32, operand: u32) -> Option<u32> {
+    Some(match operation {
+        ADD => a.wrapping_add(operand),
+        SUB => a.wrapping_sub(operand),
+        MUL => a.wrapping_mul(operand),
+        DIV => return a.checked_div(operand),
+        OR => a | operand,
+        AND => a & operand,
+        XOR => a ^ operand,
+        // The kernel's shifts take the operand modulo the word's size.
+        LSH => a.wrapping_shl(operand),
+        RSH => a.wrapping_shr(operand),
+        // NEG: the validator lets no other through.
+        _ => a.wrapping_neg(),
+    })
 }

@@ -3,15 +3,20 @@
 
 mod abi;
 mod action;
+mod analyze;
 mod calls;
 mod compile;
 mod decide;
 mod decision;
 mod errno;
+mod explain;
 mod filter;
+mod fix;
 mod graph;
 mod interpret;
 mod launch;
+mod lint;
+mod nearest;
 mod oci;
 mod policy;
 #[cfg(test)]
@@ -24,8 +29,13 @@ mod tests;
 
 pub use abi::{Abi, UnknownAbi};
 pub use action::Action;
+pub use analyze::Verdicts;
+pub use explain::{CallEntry, Explanation, Interface, Line};
 pub use filter::{Filter, FilterError, is_json};
+pub use fix::Fix;
 pub use interpret::Call;
+pub use lint::{Finding, Severity, Subject};
+pub use nearest::nearest;
 pub use oci::{ActionName, Document, Flag, Operator, SyntaxError};
 pub use policy::{Condition, Context, Policy, PolicyError, Rule, kernel_version};
 pub use preset::{Preset, UnknownPreset, no_memory_files};

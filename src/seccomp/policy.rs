@@ -75,8 +75,29 @@ const EPERM: u16 = 1;
 
 /// The specification's names of architectures (config-linux.md).
 const ARCHITECTURES: &[&str] = &[
-    "AARCH64", "ARM", "LOONGARCH64", "M68K", "MIPS", "MIPS64", "MIPS64N32", "MIPSEL", "MIPSEL64", "MIPSEL64N32", "PARISC",
-    "PARISC64", "PPC", "PPC64", "PPC64LE", "RISCV64", "S390", "S390X", "SH", "SHEB", "X32", "X86", "X86_64",
+    "AARCH64",
+    "ARM",
+    "LOONGARCH64",
+    "M68K",
+    "MIPS",
+    "MIPS64",
+    "MIPS64N32",
+    "MIPSEL",
+    "MIPSEL64",
+    "MIPSEL64N32",
+    "PARISC",
+    "PARISC64",
+    "PPC",
+    "PPC64",
+    "PPC64LE",
+    "RISCV64",
+    "S390",
+    "S390X",
+    "SH",
+    "SHEB",
+    "X32",
+    "X86",
+    "X86_64",
 ];
 
 impl Policy {
@@ -216,7 +237,10 @@ fn condition(argument: &oci::Argument) -> Result<Condition, (&'static str, Strin
     let two = argument.value_two.unwrap_or(0);
     let (value, mask) = match argument.op {
         Operator::MaskedEqual if two & !argument.value != 0 => {
-            return Err(("valueTwo", format!("{two:#x} has bits outside of the mask {:#x}: it never matches", argument.value)));
+            return Err((
+                "valueTwo",
+                format!("{two:#x} has bits outside of the mask {:#x}: it never matches", argument.value),
+            ));
         }
         Operator::MaskedEqual => (two, argument.value),
         _ => (argument.value, u64::MAX),
@@ -243,7 +267,10 @@ fn held(path: &str, selector: &oci::Selector, context: &Context) -> Result<Held,
     let mut capabilities = Vec::new();
     for (index, name) in selector.caps.iter().flatten().enumerate() {
         if !name.starts_with("CAP_") {
-            return Err(refuse(format!("{path}.caps[{index}]"), format!("{name:?} is no capability: they begin with CAP_")));
+            return Err(refuse(
+                format!("{path}.caps[{index}]"),
+                format!("{name:?} is no capability: they begin with CAP_"),
+            ));
         }
         capabilities.push(context.capabilities.contains(name));
     }

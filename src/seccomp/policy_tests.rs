@@ -65,8 +65,20 @@ fn oracle(policy: &Policy, call: &Call) -> Action {
 }
 
 const NAMES: [&str; 14] = [
-    "read", "write", "ioctl", "socket", "connect", "semget", "socketcall", "ipc", "clone", "execve", "mmap2", "preadv",
-    "nosuchcall", "personality",
+    "read",
+    "write",
+    "ioctl",
+    "socket",
+    "connect",
+    "semget",
+    "socketcall",
+    "ipc",
+    "clone",
+    "execve",
+    "mmap2",
+    "preadv",
+    "nosuchcall",
+    "personality",
 ];
 
 /// Values near each other, near the border of a word, and anywhere.
@@ -91,7 +103,12 @@ fn actions() -> impl Strategy<Value = Value> {
 
 fn arguments() -> impl Strategy<Value = Value> {
     let operators = ["NE", "LT", "LE", "EQ", "EQ", "EQ", "GE", "GT", "MASKED_EQ"];
-    (prop_oneof![3 => Just(0_u32), 2 => Just(1), 1 => 2_u32..6], values(), values(), prop::sample::select(operators.to_vec()))
+    (
+        prop_oneof![3 => Just(0_u32), 2 => Just(1), 1 => 2_u32..6],
+        values(),
+        values(),
+        prop::sample::select(operators.to_vec()),
+    )
         .prop_map(|(index, value, two, op)| {
             let two = if op == "MASKED_EQ" { value & two } else { 0 };
             json!({"index": index, "value": value, "valueTwo": two, "op": format!("SCMP_CMP_{op}")})
@@ -149,7 +166,9 @@ fn resolve(document: &Value) -> Result<Policy, String> {
 /// Calls that a policy may tell apart, and others.
 fn calls(policy: &Policy, noise: &[(u32, [u64; 6])]) -> Vec<Call> {
     let mut calls = Vec::new();
-    let numbers = |abi: Abi| NAMES.iter().filter_map(move |name| abi.number(name)).chain([0x3fff_ffff, 0x4000_0000, 600, u32::MAX]);
+    let numbers = |abi: Abi| {
+        NAMES.iter().filter_map(move |name| abi.number(name)).chain([0x3fff_ffff, 0x4000_0000, 600, u32::MAX])
+    };
     for abi in Abi::ALL {
         let call = |nr, args| Call { nr, arch: abi.audit_arch(), args, ..Call::default() };
         for nr in numbers(abi) {
@@ -165,7 +184,9 @@ fn calls(policy: &Policy, noise: &[(u32, [u64; 6])]) -> Vec<Call> {
                 }
                 calls.push(call(nr, args));
                 for condition in &rule.conditions {
-                    for value in [condition.value.wrapping_sub(1), condition.value.wrapping_add(1), condition.value ^ 1 << 33] {
+                    for value in
+                        [condition.value.wrapping_sub(1), condition.value.wrapping_add(1), condition.value ^ 1 << 33]
+                    {
                         let mut args = args;
                         args[usize::from(condition.argument)] = value;
                         calls.push(call(nr, args));
@@ -231,7 +252,8 @@ fn a_policy_for_another_machine_compiles_with_its_numbers() {
 
 #[test]
 fn each_fault_of_a_document_is_named_with_its_place() {
-    let base = json!({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW"}]});
+    let base =
+        json!({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW"}]});
     assert!(resolve(&base).is_ok());
     for (pointer, value, expected) in [
         ("/defaultActon", json!(1), "unknown field `defaultActon`"),
@@ -247,10 +269,26 @@ fn each_fault_of_a_document_is_named_with_its_place() {
         ("/syscalls/0/names", json!([""]), "syscalls[0].names[0]: it is empty"),
         ("/syscalls/0/name", json!("write"), "syscalls[0].name: there is `names` too"),
         ("/syscalls/0/errnoRet", json!(1), "syscalls[0].errnoRet: action Allow takes no errno"),
-        ("/syscalls/0/args", json!([{"index": 6, "value": 0, "op": "SCMP_CMP_EQ"}]), "syscalls[0].args[0].index: 6 is not"),
-        ("/syscalls/0/args", json!([{"index": 0, "value": -3, "op": "SCMP_CMP_EQ"}]), "syscalls[0].args[0].value: invalid value"),
-        ("/syscalls/0/args", json!([{"index": 0, "value": 1, "valueTwo": 2, "op": "SCMP_CMP_MASKED_EQ"}]), "syscalls[0].args[0].valueTwo"),
-        ("/syscalls/0/args", json!([{"index": 0, "value": 1, "op": "SCMP_CMP_XX"}]), "syscalls[0].args[0].op: unknown variant"),
+        (
+            "/syscalls/0/args",
+            json!([{"index": 6, "value": 0, "op": "SCMP_CMP_EQ"}]),
+            "syscalls[0].args[0].index: 6 is not",
+        ),
+        (
+            "/syscalls/0/args",
+            json!([{"index": 0, "value": -3, "op": "SCMP_CMP_EQ"}]),
+            "syscalls[0].args[0].value: invalid value",
+        ),
+        (
+            "/syscalls/0/args",
+            json!([{"index": 0, "value": 1, "valueTwo": 2, "op": "SCMP_CMP_MASKED_EQ"}]),
+            "syscalls[0].args[0].valueTwo",
+        ),
+        (
+            "/syscalls/0/args",
+            json!([{"index": 0, "value": 1, "op": "SCMP_CMP_XX"}]),
+            "syscalls[0].args[0].op: unknown variant",
+        ),
         ("/syscalls/0/includes", json!({"caps": ["SYS_ADMIN"]}), "syscalls[0].includes.caps[0]"),
         ("/syscalls/0/includes", json!({"minKernel": "new"}), "syscalls[0].includes.minKernel"),
         ("/syscalls/0/excludes", json!({"cap": []}), "syscalls[0].excludes.cap: unknown field"),
@@ -263,7 +301,8 @@ fn each_fault_of_a_document_is_named_with_its_place() {
     }
     let both = json!({"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_X86"], "archMap": [{"architecture": "SCMP_ARCH_X86_64"}]});
     assert!(resolve(&both).unwrap_err().starts_with("archMap: there is `architectures` too"));
-    let notify = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["write"], "action": "SCMP_ACT_NOTIFY"}]});
+    let notify =
+        json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["write"], "action": "SCMP_ACT_NOTIFY"}]});
     assert!(resolve(&notify).unwrap_err().starts_with("syscalls[0].action: SCMP_ACT_NOTIFY on write"));
     assert!(Document::parse(b"{\"defaultAction\": \"SCMP_ACT_ALLOW\"} trailing").is_err());
     assert!(Document::parse(b"{\"defaultAction\": \"SCMP_ACT_ALLOW\", \"defaultAction\": \"SCMP_ACT_KILL\"}").is_err());
@@ -303,9 +342,11 @@ fn rules_apply_by_capability_architecture_and_kernel() {
 
 #[test]
 fn podmans_errno_by_name_wins_over_the_number() {
-    let policy = resolve(&json!({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38, "defaultErrno": "ENOSYS", "syscalls":
+    let policy = resolve(
+        &json!({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38, "defaultErrno": "ENOSYS", "syscalls":
         [{"names": ["read"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1, "errno": "EROFS"},
-         {"name": "write", "action": "SCMP_ACT_ERRNO"}]}))
+         {"name": "write", "action": "SCMP_ACT_ERRNO"}]}),
+    )
     .unwrap();
     assert_eq!(policy.default, Action::Errno(38));
     assert_eq!(policy.rules[0].action, Action::Errno(30));

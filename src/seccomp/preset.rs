@@ -26,8 +26,12 @@ pub enum Preset {
 pub struct UnknownPreset(pub String);
 
 impl Preset {
-    const ALL: [(&'static str, Preset); 4] =
-        [("default", Preset::Default), ("strict", Preset::Strict), ("readonly", Preset::Readonly), ("none", Preset::None)];
+    const ALL: [(&'static str, Preset); 4] = [
+        ("default", Preset::Default),
+        ("strict", Preset::Strict),
+        ("readonly", Preset::Readonly),
+        ("none", Preset::None),
+    ];
 
     /// The name of every preset.
     pub fn names() -> impl Iterator<Item = &'static str> {

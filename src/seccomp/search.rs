@@ -75,7 +75,9 @@ fn windows(graph: &mut Graph, ranges: &Ranges<u32>) -> (Ranges<u32>, bool) {
         let places: Vec<Id> = (first..=first + (WINDOW - 1)).filter_map(at).collect();
         let (Some(one), true) = (places.first().copied(), places.len() == 32) else { continue };
         let other = places.iter().copied().find(|place| *place != one);
-        let Some(other) = other.filter(|other| places.iter().all(|place| [one, *other].contains(place))) else { continue };
+        let Some(other) = other.filter(|other| places.iter().all(|place| [one, *other].contains(place))) else {
+            continue;
+        };
         let bits = places.iter().rev().fold(0, |bits, place| bits << 1 | u32::from(*place == other));
         // The way into the window, the load and the test take the place of a test for each change.
         saved += inside.len().saturating_sub(3);

@@ -1,0 +1,549 @@
+//! What is wrong with a filter or a policy: what a user would see of it, and what to do. Verdicts are the program's own, so
+//! that raw filters are looked at as closely as policies.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use super::abi::{Abi, X32_BIT};
+use super::action::Action;
+use super::analyze::Verdicts;
+use super::calls;
+use super::fix::Fix;
+use super::nearest::nearest;
+use super::oci::{Document, Operator};
+use super::policy::{Condition, Policy, Rule};
+use super::program::Program;
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Worth knowing.
+    Note,
+    /// Some programs fail, or more is allowed than it looks.
+    Warning,
+    /// Ordinary programs fail, or the filter can be walked around.
+    Error,
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Finding {
+    /// How bad it is.
+    pub severity: Severity,
+    /// Its kind, for programs.
+    pub kind: &'static str,
+    /// Which calls it is about.
+    pub calls: Vec<String>,
+    /// The rule, key or instruction.
+    pub place: String,
+    /// What is so.
+    pub fault: String,
+    /// What a user would see.
+    pub symptom: String,
+    /// What to do.
+    pub fix: String,
+    /// The same for a program, where it can be done.
+    #[serde(skip)]
+    pub remedy: Option<Fix>,
+}
+
+/// What is looked at.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    /// The program.
+    pub program: &'a Program,
+    /// The ABI of the kernel that it is for.
+    pub native: Abi,
+    /// What it was compiled from.
+    pub policy: Option<(&'a Document, &'a Policy)>,
+}
+
+/// Calls without which next to nothing works: any one of each line, and what happens otherwise.
+const NEEDED: &[(&[&str], &str)] = &[
+    (&["exit_group", "exit"], "no program can end: it is stuck or killed"),
+    (&["mmap", "mmap2"], "no dynamically linked program can start"),
+    (&["mprotect"], "no dynamically linked program can start"),
+    (&["openat", "open"], "no dynamically linked program can start"),
+    (&["read"], "no dynamically linked program can start"),
+    (&["close"], "descriptors are never closed"),
+    (&["fstat", "newfstatat", "fstatat64", "statx", "fstat64"], "no dynamically linked program can start"),
+    (&["brk"], "some allocators fail at once"),
+    (&["write"], "nothing can be printed"),
+    (&["futex", "futex_time64"], "programs with threads abort"),
+    (&["clone"], "shells can't start programs, and no thread can be made"),
+    (&["wait4", "waitid"], "a shell can't wait for the programs that it starts"),
+    (&["pipe2", "pipe"], "a shell can't make a pipeline"),
+    (&["rt_sigaction"], "no signal can be handled"),
+    (&["rt_sigprocmask"], "shells and runtimes fail to block signals"),
+];
+
+/// Newer calls that programs try first: they go on with an older one if this one answers ENOSYS, and only then.
+const PROBED: &[(&str, Severity, &str)] = &[
+    (
+        "clone3",
+        Severity::Error,
+        "Python, Node, Go and all else with threads can't start one: the C library goes on with clone only after ENOSYS",
+    ),
+    ("rseq", Severity::Warning, "the C library takes it for a fault and not for an old kernel; some runtimes abort"),
+    ("faccessat2", Severity::Warning, "`test -r`, `test -x` and access(2) say no to files that are there"),
+    (
+        "openat2",
+        Severity::Warning,
+        "programs that open paths safely (systemd, git, container tools) fail instead of using openat",
+    ),
+    (
+        "close_range",
+        Severity::Warning,
+        "programs that close descriptors before they start others fail instead of going one by one",
+    ),
+    ("statx", Severity::Warning, "`ls`, `stat` and runtimes fail on files that are there"),
+    ("fchmodat2", Severity::Note, "`chmod` of a link fails instead of using fchmodat"),
+    ("epoll_pwait2", Severity::Note, "event loops fail instead of using epoll_pwait"),
+];
+
+/// Calls that change the machine, or reach out of a sandbox.
+const DANGEROUS: &[&str] = &[
+    "_sysctl",
+    "acct",
+    "add_key",
+    "adjtimex",
+    "bpf",
+    "chroot",
+    "clock_adjtime",
+    "clock_settime",
+    "create_module",
+    "delete_module",
+    "finit_module",
+    "fsconfig",
+    "fsmount",
+    "fsopen",
+    "init_module",
+    "io_uring_setup",
+    "ioperm",
+    "iopl",
+    "kexec_file_load",
+    "kexec_load",
+    "keyctl",
+    "mount",
+    "mount_setattr",
+    "move_mount",
+    "nfsservctl",
+    "open_by_handle_at",
+    "open_tree",
+    "perf_event_open",
+    "pivot_root",
+    "quotactl",
+    "reboot",
+    "request_key",
+    "setdomainname",
+    "sethostname",
+    "setns",
+    "settimeofday",
+    "stime",
+    "swapoff",
+    "swapon",
+    "syslog",
+    "umount",
+    "umount2",
+    "unshare",
+    "userfaultfd",
+    "vhangup",
+];
+
+/// Of these there are many in ordinary policies, for processes that hold the capability for them.
+const HARMLESS_UNPRIVILEGED: &[&str] = &["adjtimex", "clock_adjtime"];
+
+/// Calls on other processes.
+const OTHERS: &[&str] = &["ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "kcmp"];
+
+const ENOSYS: u16 = 38;
+
+impl Subject<'_> {
+    /// Everything that is wrong, the worst first.
+    pub fn findings(&self) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        self.launch(&mut findings);
+        self.needed(&mut findings);
+        self.probed(&mut findings);
+        self.dangerous(&mut findings);
+        self.other_interfaces(&mut findings);
+        self.asked(&mut findings);
+        if let Some((document, policy)) = self.policy {
+            unknown_names(document, &mut findings);
+            self.clone_flags(policy, &mut findings);
+            never_apply(policy, &mut findings);
+            overlaps(policy, &mut findings);
+            multiplexed(policy, self, &mut findings);
+        }
+        findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+        findings
+    }
+
+    fn verdicts(&self, name: &str) -> Option<Verdicts> {
+        self.native.number(name).map(|nr| self.program.verdicts(self.native, nr))
+    }
+
+    /// Where it is decided: the rule or key of a policy, or the instruction of a program.
+    fn place(&self, name: &str, verdicts: &Verdicts) -> String {
+        match self.policy {
+            Some((_, policy)) => {
+                let rule = policy.rules.iter().find(|rule| rule.names.iter().any(|named| named == name));
+                rule.map_or_else(|| "defaultAction".to_owned(), |rule| format!("syscalls[{}]", rule.place))
+            }
+            None => {
+                let instructions = verdicts.actions.values().flatten();
+                instructions.min().map_or_else(String::new, |index| format!("instruction {index}"))
+            }
+        }
+    }
+
+    fn launch(&self, findings: &mut Vec<Finding>) {
+        let Some(verdicts) = self.verdicts("execve").filter(|verdicts| !verdicts.always_passes()) else { return };
+        findings.push(Finding {
+            severity: Severity::Error,
+            kind: "execve",
+            calls: vec!["execve".to_owned()],
+            place: self.place("execve", &verdicts),
+            fault: format!("execve is refused ({})", list(&verdicts)),
+            symptom: "nothing can be started: a filter is in force before the command is executed".to_owned(),
+            fix: "allow execve, or run with --exec-once (\"exec_once\": true), which lets the command itself start and nothing after it".to_owned(),
+            remedy: Some(Fix::Allow(vec!["execve".to_owned()])),
+        });
+    }
+
+    fn needed(&self, findings: &mut Vec<Finding>) {
+        for (names, symptom) in NEEDED {
+            let known: Vec<(&str, Verdicts)> =
+                names.iter().filter_map(|name| self.verdicts(name).map(|verdicts| (*name, verdicts))).collect();
+            let Some((name, verdicts)) = known.first() else { continue };
+            if known.iter().any(|(_, verdicts)| verdicts.may_pass()) {
+                continue;
+            }
+            let severity = if symptom.starts_with("no ") { Severity::Error } else { Severity::Warning };
+            findings.push(self.refused(severity, "needed", name, verdicts, symptom));
+        }
+        let handles = self.verdicts("rt_sigaction").is_some_and(|verdicts| verdicts.may_pass());
+        for name in ["rt_sigreturn", "sigreturn"] {
+            if let Some(verdicts) = self.verdicts(name).filter(|verdicts| handles && !verdicts.always_passes()) {
+                let symptom = "any program that handles a signal will crash: its handler can't return (a shell dies with SIGSEGV when a child ends)";
+                findings.push(self.refused(Severity::Error, "sigreturn", name, &verdicts, symptom));
+            }
+        }
+    }
+
+    fn refused(
+        &self,
+        severity: Severity,
+        kind: &'static str,
+        name: &str,
+        verdicts: &Verdicts,
+        symptom: &str,
+    ) -> Finding {
+        Finding {
+            severity,
+            kind,
+            calls: vec![name.to_owned()],
+            place: self.place(name, verdicts),
+            fault: format!("{name} is refused ({})", list(verdicts)),
+            symptom: symptom.to_owned(),
+            fix: format!("allow {name}"),
+            remedy: Some(Fix::Allow(vec![name.to_owned()])),
+        }
+    }
+
+    fn probed(&self, findings: &mut Vec<Finding>) {
+        for (name, severity, symptom) in PROBED {
+            let Some(verdicts) = self.verdicts(name) else { continue };
+            if verdicts.may_pass() || verdicts.constant() == Some(Action::Errno(ENOSYS)) {
+                continue;
+            }
+            findings.push(Finding {
+                severity: *severity,
+                kind: "probed",
+                calls: vec![(*name).to_owned()],
+                place: self.place(name, &verdicts),
+                fault: format!("{name} is answered with {} instead of ENOSYS", list(&verdicts)),
+                symptom: (*symptom).to_owned(),
+                fix: format!("allow {name}, or answer it with errno 38 (ENOSYS) as a kernel without it does"),
+                remedy: Some(Fix::Enosys(vec![(*name).to_owned()])),
+            });
+        }
+    }
+
+    fn dangerous(&self, findings: &mut Vec<Finding>) {
+        let passing = |names: &[&str]| -> Vec<String> {
+            let passes = |name: &&&str| self.verdicts(name).is_some_and(|verdicts| verdicts.always_passes());
+            names.iter().filter(passes).map(|name| (*name).to_owned()).collect()
+        };
+        let mut calls = passing(DANGEROUS);
+        calls.retain(|name| !HARMLESS_UNPRIVILEGED.contains(&name.as_str()));
+        if !calls.is_empty() {
+            let place = match self.policy {
+                Some((_, policy)) if policy.default.lets_through() => "defaultAction".to_owned(),
+                _ => calls
+                    .first()
+                    .and_then(|name| self.verdicts(name).map(|verdicts| self.place(name, &verdicts)))
+                    .unwrap_or_default(),
+            };
+            findings.push(Finding {
+                severity: Severity::Warning,
+                kind: "dangerous",
+                place,
+                fault: format!("these are allowed: {}", calls.join(", ")),
+                symptom: "none for programs; but they change the machine or reach out of a sandbox: mounts, modules, kexec, clocks, keys, namespaces. A filter that should only let look must not allow them".to_owned(),
+                fix: "take them out of the policy".to_owned(),
+                remedy: Some(Fix::Remove(calls.clone())),
+                calls,
+            });
+        }
+        let others = passing(OTHERS);
+        if !others.is_empty() {
+            findings.push(Finding {
+                severity: Severity::Note,
+                kind: "others",
+                place: String::new(),
+                fault: format!("these are allowed: {}", others.join(", ")),
+                symptom:
+                    "a process can read and steer the others that it may trace; debuggers need it, little else does"
+                        .to_owned(),
+                fix: "take them out unless something is to be debugged".to_owned(),
+                remedy: None,
+                calls: others,
+            });
+        }
+    }
+
+    /// Calls that are refused natively and let through by another interface of the same kernel.
+    fn other_interfaces(&self, findings: &mut Vec<Finding>) {
+        for abi in Abi::ALL.into_iter().filter(|abi| *abi != self.native && self.native.may_run(*abi)) {
+            let open = |name: &&str| {
+                let here = self.verdicts(name).is_some_and(|verdicts| !verdicts.may_pass());
+                let there = abi.number(name).map(|nr| self.program.verdicts(abi, nr));
+                here && there.is_some_and(|verdicts| verdicts.may_pass())
+            };
+            let calls: Vec<String> = calls::rows().iter().map(|row| row.name).filter(open).map(str::to_owned).collect();
+            if let [first, ..] = calls.as_slice() {
+                let some: Vec<&str> = calls.iter().take(6).map(String::as_str).collect();
+                findings.push(Finding {
+                    severity: Severity::Error,
+                    kind: "interface",
+                    place: match abi {
+                        Abi::X32 => format!("number {:#x}", abi.number(first).unwrap_or(X32_BIT)),
+                        _ => format!("architecture {:#x}", abi.audit_arch()),
+                    },
+                    fault: format!("{} calls that are refused can be made as {abi}: {}", calls.len(), some.join(", ")),
+                    symptom: format!(
+                        "none for programs; but whoever wants to walks around the filter with {abi} numbers"
+                    ),
+                    fix: "kill what is not of the native interface, as `shannot seccomp compile` does".to_owned(),
+                    remedy: None,
+                    calls,
+                });
+            }
+        }
+    }
+
+    fn asked(&self, findings: &mut Vec<Finding>) {
+        if let Some(index) = self.program.notifies() {
+            findings.push(Finding {
+                severity: Severity::Warning,
+                kind: "notify",
+                calls: Vec::new(),
+                place: format!("instruction {index}"),
+                fault: "a listener is asked (SCMP_ACT_NOTIFY)".to_owned(),
+                symptom: "`shannot run` refuses it, for it serves no listener; elsewhere such calls fail with ENOSYS without one".to_owned(),
+                fix: "use SCMP_ACT_ERRNO, or SCMP_ACT_LOG to see who calls".to_owned(),
+                remedy: None,
+            });
+        }
+    }
+
+    /// Conditions on clone's flags are worth nothing where clone3 takes the same flags from memory.
+    fn clone_flags(&self, policy: &Policy, findings: &mut Vec<Finding>) {
+        let filtered = policy
+            .rules
+            .iter()
+            .any(|rule| !rule.conditions.is_empty() && rule.names.iter().any(|name| name == "clone"));
+        let Some(verdicts) = self.verdicts("clone3").filter(|verdicts| filtered && verdicts.may_pass()) else { return };
+        findings.push(Finding {
+            severity: Severity::Error,
+            kind: "clone3",
+            calls: vec!["clone3".to_owned()],
+            place: self.place("clone3", &verdicts),
+            fault: "clone's flags are filtered, and clone3 is allowed".to_owned(),
+            symptom: "none for programs; but clone3 takes the same flags from memory, where no filter sees them"
+                .to_owned(),
+            fix: "answer clone3 with errno 38 (ENOSYS): programs go on with clone".to_owned(),
+            remedy: Some(Fix::Enosys(vec!["clone3".to_owned()])),
+        });
+    }
+}
+
+/// What can happen, in words.
+fn list(verdicts: &Verdicts) -> String {
+    verdicts.actions.keys().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
+}
+
+fn unknown_names(document: &Document, findings: &mut Vec<Finding>) {
+    for (place, rule) in document.syscalls.iter().flatten().enumerate() {
+        for name in rule.names.iter().flatten().chain(&rule.name).filter(|name| !name.is_empty()) {
+            if Abi::Arm.number(name).is_some() || calls::rows().iter().any(|row| row.name == name) {
+                continue;
+            }
+            let nearest = nearest(name, calls::rows().iter().map(|row| row.name)).map(str::to_owned);
+            findings.push(Finding {
+                severity: Severity::Warning,
+                kind: "unknown",
+                calls: vec![name.clone()],
+                place: format!("syscalls[{place}]"),
+                fault: format!("no architecture has a call {name:?}"),
+                symptom: "the rule does nothing for it: a typo, or a call newer than this table (Linux 6.18)"
+                    .to_owned(),
+                fix: nearest
+                    .as_ref()
+                    .map_or_else(|| "take it out".to_owned(), |nearest| format!("did you mean {nearest:?}?")),
+                remedy: nearest.map(|nearest| Fix::Rename { place, from: name.clone(), to: nearest }),
+            });
+        }
+    }
+}
+
+/// Rules that another rule, or the default, leaves nothing to decide.
+fn never_apply(policy: &Policy, findings: &mut Vec<Finding>) {
+    let mut unconditional: Vec<(&str, &Rule)> = Vec::new();
+    let mut report = |severity, rule: &Rule, name: &str, fault: String| {
+        findings.push(Finding {
+            severity,
+            kind: "shadowed",
+            calls: vec![name.to_owned()],
+            place: format!("syscalls[{}]", rule.place),
+            fault,
+            symptom: "the rule does nothing".to_owned(),
+            fix: "leave one of the two".to_owned(),
+            remedy: None,
+        });
+    };
+    for rule in policy.rules.iter().filter(|rule| rule.conditions.is_empty()) {
+        for name in &rule.names {
+            match unconditional.iter().find(|(named, _)| named == name) {
+                Some((_, first)) if first.action != rule.action => {
+                    let fault = format!(
+                        "{name}: {} here, and {} in syscalls[{}], which comes first",
+                        rule.action, first.action, first.place
+                    );
+                    report(Severity::Warning, rule, name, fault);
+                }
+                Some(_) => {}
+                None => unconditional.push((name, rule)),
+            }
+        }
+    }
+    for rule in policy.rules.iter().filter(|rule| !rule.conditions.is_empty()) {
+        for name in &rule.names {
+            if let Some((_, first)) =
+                unconditional.iter().find(|(named, first)| named == name && first.action != rule.action)
+            {
+                let fault = format!(
+                    "{name}: syscalls[{}] says {} without a condition, which beats this one's",
+                    first.place, first.action
+                );
+                report(Severity::Note, rule, name, fault);
+            }
+        }
+    }
+}
+
+/// Conditional rules on one call that can hold at once and say different things.
+fn overlaps(policy: &Policy, findings: &mut Vec<Finding>) {
+    let mut seen = BTreeSet::new();
+    for (index, first) in policy.rules.iter().enumerate() {
+        for second in policy.rules.iter().skip(index + 1) {
+            let differ = first.action != second.action && !first.conditions.is_empty() && !is_rest(second);
+            let Some(name) = first.names.iter().find(|name| second.names.contains(name)).filter(|_| differ) else {
+                continue;
+            };
+            if can_meet(&first.conditions, &second.conditions)
+                && !second.conditions.is_empty()
+                && seen.insert((first.place, second.place))
+            {
+                findings.push(Finding {
+                    severity: Severity::Note,
+                    kind: "overlap",
+                    calls: vec![name.clone()],
+                    place: format!("syscalls[{}]", second.place),
+                    fault: format!(
+                        "{name}: for some arguments syscalls[{}] says {} and this one {}",
+                        first.place, first.action, second.action
+                    ),
+                    symptom: "the first one counts; libseccomp and other tools may choose the other".to_owned(),
+                    fix: "make the conditions exclude each other".to_owned(),
+                    remedy: None,
+                });
+            }
+        }
+    }
+}
+
+/// Whether a rule holds for all arguments on purpose: it stands for "otherwise".
+fn is_rest(rule: &Rule) -> bool {
+    rule.conditions.iter().all(|condition| condition.operator == Operator::GreaterOrEqual && condition.value == 0)
+}
+
+/// Whether there may be arguments for which all conditions hold. Without certainty: yes.
+fn can_meet(first: &[Condition], second: &[Condition]) -> bool {
+    let pairs = first.iter().flat_map(|a| second.iter().map(move |b| (a, b))).filter(|(a, b)| a.argument == b.argument);
+    let excluded = |(a, b): (&Condition, &Condition)| match (fixed(a), fixed(b)) {
+        (Some((value, mask)), Some((other, other_mask))) => (value ^ other) & mask & other_mask != 0,
+        (Some((value, u64::MAX)), None) => !super::decision::holds(b, value),
+        (None, Some((value, u64::MAX))) => !super::decision::holds(a, value),
+        _ => range(a).zip(range(b)).is_some_and(|(a, b)| a.1 < b.0 || b.1 < a.0),
+    };
+    !pairs.into_iter().any(excluded)
+}
+
+/// Bits that a condition fixes, and which.
+fn fixed(condition: &Condition) -> Option<(u64, u64)> {
+    matches!(condition.operator, Operator::Equal | Operator::MaskedEqual).then_some((condition.value, condition.mask))
+}
+
+/// First and last value of a comparison that is a range.
+fn range(condition: &Condition) -> Option<(u64, u64)> {
+    let value = condition.value;
+    match condition.operator {
+        Operator::Less => Some((0, value.saturating_sub(1))),
+        Operator::LessOrEqual => Some((0, value)),
+        Operator::GreaterOrEqual => Some((value, u64::MAX)),
+        Operator::Greater => Some((value.saturating_add(1), u64::MAX)),
+        Operator::Equal | Operator::NotEqual | Operator::MaskedEqual => None,
+    }
+}
+
+/// i386's socketcall and ipc take arguments from memory, so that conditions are not tried there.
+fn multiplexed(policy: &Policy, subject: &Subject<'_>, findings: &mut Vec<Finding>) {
+    if !policy.abis.contains(&Abi::X86) {
+        return;
+    }
+    let conditional = |name: &str| {
+        policy.rules.iter().find(|rule| !rule.conditions.is_empty() && rule.names.iter().any(|named| named == name))
+    };
+    for (multiplexer, names) in
+        [("socketcall", ["socket", "connect", "bind", "sendto"]), ("ipc", ["semget", "msgget", "shmget", "shmat"])]
+    {
+        let passes = Abi::X86.number(multiplexer).map(|nr| subject.program.verdicts(Abi::X86, nr));
+        let rule = names.iter().find_map(|name| conditional(name).map(|rule| (*name, rule)));
+        if let (Some((name, rule)), true) = (rule, passes.is_some_and(|verdicts| verdicts.may_pass())) {
+            findings.push(Finding {
+                severity: Severity::Warning,
+                kind: "multiplexed",
+                calls: vec![name.to_owned(), multiplexer.to_owned()],
+                place: format!("syscalls[{}]", rule.place),
+                fault: format!("{name}'s arguments are filtered, and i386 programs may call it through {multiplexer}"),
+                symptom: format!("none for programs; but through {multiplexer} the arguments lie in memory, where no filter sees them"),
+                fix: "leave SCMP_ARCH_X86 out, if no 32-bit program is to run".to_owned(),
+                remedy: None,
+            });
+        }
+    }
+}
