@@ -69,7 +69,7 @@ proptest! {
             bytes[at] = byte;
         }
         if let Ok(program) = Program::from_bytes(&bytes) {
-            let (_, count) = program.run_counted(&Call { nr, arch: shannot::seccomp::NATIVE_ARCH, args, ..Call::default() });
+            let (_, count) = program.run_counted(&Call { nr, arch: shannot::seccomp::Abi::NATIVE.audit_arch(), args, ..Call::default() });
             prop_assert!(count <= program.instructions().len());
         }
     }

@@ -27,5 +27,7 @@ mod privileges;
 mod processes;
 mod profiles;
 mod seccomp;
+mod seccomp_commands;
+mod seccomp_peers;
 mod supervisor;
 mod terminal;

@@ -236,13 +236,8 @@ fn condition(argument: &oci::Argument) -> Result<Condition, (&'static str, Strin
     let index = index.ok_or_else(|| ("index", format!("{} is not one of 0 to 5", argument.index)))?;
     let two = argument.value_two.unwrap_or(0);
     let (value, mask) = match argument.op {
-        Operator::MaskedEqual if two & !argument.value != 0 => {
-            return Err((
-                "valueTwo",
-                format!("{two:#x} has bits outside of the mask {:#x}: it never matches", argument.value),
-            ));
-        }
-        Operator::MaskedEqual => (two, argument.value),
+        // Bits outside of the mask say nothing (libseccomp).
+        Operator::MaskedEqual => (two & argument.value, argument.value),
         _ => (argument.value, u64::MAX),
     };
     Ok(Condition { argument: index, operator: argument.op, value, mask })
