@@ -4,7 +4,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 use shannot::profile::{Caller, Profile};
-use shannot::seccomp::{Call, Program};
+use shannot::seccomp::{Abi, Call, Context, Document, Policy, Program};
 
 const SHIPPED: &[&str] = &[
     include_str!("../profiles/minimal.json"),
@@ -32,7 +32,7 @@ fn shipped_profiles_are_understood() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_damaged_profile_is_refused_or_understood(
@@ -69,8 +69,35 @@ proptest! {
             bytes[at] = byte;
         }
         if let Ok(program) = Program::from_bytes(&bytes) {
-            let (_, count) = program.run_counted(&Call { nr, arch: shannot::seccomp::Abi::NATIVE.audit_arch(), args, ..Call::default() });
+            let arch = Abi::NATIVE.audit_arch();
+            let (verdict, count) = program.run_counted(&Call { nr, arch, args, ..Call::default() });
             prop_assert!(count <= program.instructions().len());
+            let foreseen = program.verdicts_at(arch, nr);
+            prop_assert!(foreseen.computed || foreseen.actions.contains_key(&verdict));
+        }
+    }
+
+    #[test]
+    fn a_damaged_policy_is_refused_with_its_place_or_compiles(
+        damage in proptest::collection::vec((any::<prop::sample::Index>(), prop::sample::select(b"\"{}[]:,\\0x \n9-ntf".to_vec())), 1..4),
+        cut in proptest::option::weighted(0.2, any::<prop::sample::Index>()),
+    ) {
+        let mut text = shannot::seccomp::Preset::Default.policy().unwrap().as_bytes().to_vec();
+        for (at, byte) in damage {
+            let at = at.index(text.len());
+            text[at] = byte;
+        }
+        if let Some(at) = cut {
+            text.truncate(at.index(text.len()));
+        }
+        let context = Context { native: Abi::X86_64, capabilities: [].into(), kernel: (6, 1) };
+        match Document::parse(&text) {
+            Err(error) => prop_assert!(error.to_string().contains(" column "), "{}", error),
+            Ok(document) => {
+                if let Ok(policy) = Policy::new(&document, &context) {
+                    Program::compile(&policy).unwrap();
+                }
+            }
         }
     }
 }

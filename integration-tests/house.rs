@@ -92,9 +92,11 @@ fn unsafe_code_is_in_sys_alone_and_each_block_says_why() {
 
 #[test]
 fn files_and_openings_keep_the_house_habits() {
-    for (_, path, text) in rooms() {
+    for (room, path, text) in rooms() {
         assert!(text.starts_with("//!"), "{} does not say what it is for", path.display());
         let lines = text.lines().count();
-        assert!(lines <= 500, "{} has {lines} lines", path.display());
+        // There is one door for all unsafe code, and each block needs its note.
+        let most = if room == "sys" { 600 } else { 500 };
+        assert!(lines <= most, "{} has {lines} lines", path.display());
     }
 }

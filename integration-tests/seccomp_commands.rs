@@ -1,6 +1,6 @@
 //! `shannot seccomp`: what it compiles runs here and under bubblewrap, what it says of a policy is what then happens.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -25,7 +25,7 @@ fn refusing(names: &[&str], errno: u16) -> Value {
     json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": errno}]})
 }
 
-fn path(file: &std::path::Path) -> &str {
+fn path(file: &Path) -> &str {
     file.to_str().unwrap()
 }
 
@@ -55,8 +55,7 @@ fn what_is_compiled_runs_under_bubblewrap_with_the_same_verdicts() {
             path(&python),
             path(&filter)
         );
-        let run =
-            Shannot::through(Caller::Own, std::path::Path::new("/bin/sh"), ["-c", &script]).output().expect_code(0);
+        let run = Shannot::through(Caller::Own, Path::new("/bin/sh"), ["-c", &script]).output().expect_code(0);
         let seen: u16 = run.stdout.trim().parse().unwrap();
         let verdict = said["verdict"].as_str().unwrap();
         match [77, 78, 79].contains(&seen) {
@@ -215,6 +214,6 @@ fn real_policies_run_what_check_says_they_run() {
     }
 }
 
-fn profile_with(policy: &PathBuf) -> Value {
+fn profile_with(policy: &Path) -> Value {
     profile(json!({"seccomp_profile": ["none", path(policy)]}))
 }

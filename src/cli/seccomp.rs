@@ -213,7 +213,7 @@ fn check(file: &FilterFile, fix: bool, output: Option<&OsStr>, json: bool) -> Re
     let left = Loaded::compiled(format!("{}, fixed", loaded.name), loaded.context, document)?;
     write(output.unwrap_or(OsStr::new("-")), fixed.as_bytes())?;
     let left_findings = left.findings();
-    note(&format!("{text}{}", report(&left.name, &left_findings)).trim_end().to_owned());
+    note(format!("{text}{}", report(&left.name, &left_findings)).trim_end());
     Ok(if is_bad(&left_findings) { NO } else { 0 })
 }
 

@@ -138,8 +138,12 @@ fn outcomes(policy: &Policy, abi: Abi, default: u32) -> BTreeMap<u32, Outcome> {
                     *outcome = Outcome::constant(rule.action.to_return());
                 }
             } else if !settled.contains(&number) {
-                let comparisons: Vec<_> = conditions.into_iter().map(|condition| narrow(abi, condition)).collect();
-                outcome.branches.push(Branch { comparisons, value: rule.action.to_return() });
+                let mut comparisons: Vec<_> = conditions.into_iter().map(|condition| narrow(abi, condition)).collect();
+                let most = if abi.is_wide() { u64::MAX } else { u32::MAX.into() };
+                if comparisons.iter().all(|comparison| comparison.condition.may_hold(most)) {
+                    comparisons.retain(|comparison| !comparison.condition.always_holds(most));
+                    outcome.branches.push(Branch { comparisons, value: rule.action.to_return() });
+                }
             }
         }
     }

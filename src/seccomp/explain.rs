@@ -139,6 +139,9 @@ fn some_of(names: &[&str]) -> String {
 fn conditions(policy: &Policy, name: &str) -> String {
     let mut text = String::new();
     for rule in policy.rules.iter().filter(|rule| rule.names.iter().any(|named| named == name)) {
+        if rule.conditions.iter().all(|condition| condition.always_holds(u64::MAX)) {
+            return format!("{text}otherwise {}", rule.action);
+        }
         let conditions: Vec<String> = rule.conditions.iter().map(ToString::to_string).collect();
         text.push_str(&format!("{} if {}; ", rule.action, conditions.join(" and ")));
     }
@@ -234,7 +237,7 @@ fn word(offset: u32) -> String {
         8 => "ip.low".to_owned(),
         12 => "ip.high".to_owned(),
         _ => {
-            let half = if offset % 8 == 0 { "low" } else { "high" };
+            let half = if offset.is_multiple_of(8) { "low" } else { "high" };
             argument_at(offset).map_or_else(|| format!("data[{offset}]"), |argument| format!("arg{argument}.{half}"))
         }
     }

@@ -16,6 +16,7 @@ mod graph;
 mod interpret;
 mod launch;
 mod lint;
+mod lint_rules;
 mod nearest;
 mod oci;
 mod policy;

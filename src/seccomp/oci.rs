@@ -200,7 +200,11 @@ impl Document {
     /// # Errors
     /// [`SyntaxError`] with the place, for everything that is not exactly of this form.
     pub fn parse(text: &[u8]) -> Result<Self, SyntaxError> {
-        let refuse = |path: String, cause| SyntaxError { path: if path == "." { String::new() } else { path }, cause };
+        // The crate writes `.` for the top and `?` for a place without a name, as in the middle of a broken text.
+        let refuse = |path: String, cause| {
+            let path = path.trim_end_matches('?').trim_end_matches('.').to_owned();
+            SyntaxError { path, cause }
+        };
         let mut deserializer = serde_json::Deserializer::from_slice(text);
         let document: Document = serde_path_to_error::deserialize(&mut deserializer)
             .map_err(|error| refuse(error.path().to_string(), error.into_inner()))?;

@@ -60,6 +60,27 @@ pub struct Condition {
     pub mask: u64,
 }
 
+impl Condition {
+    /// Whether it holds for each value up to `most`: a rule for "otherwise" is written so.
+    pub(super) fn always_holds(&self, most: u64) -> bool {
+        match self.operator {
+            Operator::GreaterOrEqual => self.value == 0,
+            Operator::LessOrEqual => self.value >= most,
+            Operator::MaskedEqual => self.mask == 0,
+            Operator::NotEqual | Operator::Less | Operator::Equal | Operator::Greater => false,
+        }
+    }
+
+    /// Whether there is a value up to `most` for which it holds.
+    pub(super) fn may_hold(&self, most: u64) -> bool {
+        match self.operator {
+            Operator::Less => self.value > 0,
+            Operator::Greater => self.value < most,
+            _ => true,
+        }
+    }
+}
+
 /// A value that can't be, and where.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{path}: {reason}")]

@@ -199,8 +199,8 @@ fn calls(policy: &Policy, noise: &[(u32, [u64; 6])]) -> Vec<Call> {
 }
 
 proptest! {
-    // About 1,500 calls each. PROPTEST_CASES takes it to as many millions of points as one has time for.
-    #![proptest_config(ProptestConfig { cases: std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(700), failure_persistence: None, ..ProptestConfig::default() })]
+    // About 3,000 calls each. PROPTEST_CASES takes it to as many millions of points as one has time for.
+    #![proptest_config(ProptestConfig { cases: std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(300), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_program_says_what_the_policy_says(document in documents(), noise in proptest::collection::vec((0_u32..1000, proptest::array::uniform6(values())), 20)) {

@@ -184,6 +184,8 @@ fn the_default_preset_is_short_and_shallow() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn no_input_panics_and_what_is_accepted_ends(bytes in proptest::collection::vec(any::<u8>(), 0..400), args: [u64; 6], nr: u32) {
         if let Ok(program) = Program::from_bytes(&bytes) {
