@@ -102,6 +102,12 @@ fn policies() -> Vec<(String, String)> {
         .collect();
     let many = serde_json::json!({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules});
     policies.push(("400 argument rules".to_owned(), many.to_string()));
+    let scattered = many.to_string();
+    let scattered = (0..400_u64).fold(scattered, |text, index| {
+        let value = index.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        text.replace(&format!("\"value\":{}}}", 0x5000 + 3 * index), &format!("\"value\":{value}}}"))
+    });
+    policies.push(("400 scattered rules".to_owned(), scattered));
     policies
 }
 

@@ -138,6 +138,8 @@ fn flags() -> impl Strategy<Value = Flag> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn every_list_of_flags_survives_the_way_through_words(list in proptest::collection::vec(flags(), 0..12), command in proptest::collection::vec(word(), 0..3)) {
         prop_assume!(list.iter().filter(|flag| matches!(flag, Flag::Text(Text::Argv0, _))).count() < 2);

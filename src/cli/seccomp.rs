@@ -234,7 +234,9 @@ fn report(name: &str, findings: &[Finding]) -> String {
     }
     let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
     let (errors, warnings, notes) = (count(Severity::Error), count(Severity::Warning), count(Severity::Note));
-    text + &format!("{name}: {errors} errors, {warnings} warnings, {notes} notes\n")
+    let plural = |count: usize, word: &str| format!("{count} {word}{}", if count == 1 { "" } else { "s" });
+    let counts = [plural(errors, "error"), plural(warnings, "warning"), plural(notes, "note")];
+    text + &format!("{name}: {}\n", counts.join(", "))
 }
 
 fn explain(file: &FilterFile, table: bool, json: bool) -> Result<u8, Complaint> {
