@@ -15,13 +15,20 @@ pub(super) fn outcome(graph: &mut Graph, outcome: &Outcome) -> Result<Id, String
     // A search never needs many more nodes than there are conditions, unless they are about several arguments in a way
     // that multiplies; those are tried one after the other.
     let fuel = graph.len() + 64 + 12 * conditions;
-    let mut decision = Decision { graph, branches: &outcome.branches, known: HashMap::new(), fuel };
+    let mut decision =
+        Decision { graph, branches: &outcome.branches, known: HashMap::new(), fuel, patience: PATIENCE, depth: 0 };
     let open = outcome.branches.iter().enumerate().map(|(index, branch)| (index, all(branch))).collect();
     match decision.decide(Open { branches: open, otherwise: outcome.otherwise })? {
         Some(id) => Ok(id),
         None => one_after_the_other(graph, outcome),
     }
 }
+
+/// Looks at a branch that a decision may take. As many values as a program can hold at all are searched within that.
+const PATIENCE: usize = 50_000_000;
+
+/// So many things may be known of a call at once; branches on more different masks are tried one after the other.
+const DEEPEST: usize = 128;
 
 /// A bit for each comparison of a branch; there is at most one for each of six arguments.
 fn all(branch: &Branch) -> u8 {
@@ -72,6 +79,10 @@ struct Decision<'a> {
     known: HashMap<Open, Id>,
     /// Size of the graph at which to give up.
     fuel: usize,
+    /// How many more looks at a branch there may be.
+    patience: usize,
+    /// Arguments and masks that are known on the way here.
+    depth: usize,
 }
 
 impl<'a> Decision<'a> {
@@ -94,7 +105,7 @@ impl<'a> Decision<'a> {
         if let Some(id) = self.known.get(&open) {
             return Ok(Some(*id));
         }
-        if self.graph.len() > self.fuel {
+        if self.graph.len() > self.fuel || self.patience == 0 || self.depth == DEEPEST {
             return Ok(None);
         }
         // The subject of the first branch that most others share.
@@ -104,7 +115,9 @@ impl<'a> Decision<'a> {
         };
         let subjects = self.undecided(*first).map(|(_, comparison)| (users(Subject::of(comparison)), comparison));
         let Some((users, comparison)) = subjects.max_by_key(|(users, _)| *users) else { return Ok(None) };
+        self.depth += 1;
         let decided = if users == 1 { self.one(&open, comparison) } else { self.many(&open, Subject::of(comparison)) }?;
+        self.depth -= 1;
         if let Some(id) = decided {
             self.known.insert(open, id);
         }
@@ -158,6 +171,10 @@ impl<'a> Decision<'a> {
         }
         let mut ranges = Vec::new();
         for start in starts {
+            self.patience = self.patience.saturating_sub(open.branches.len());
+            if self.patience == 0 {
+                return Ok(None);
+            }
             let rest = self.assume(open, subject, &|condition| holds(condition, start));
             let Some(id) = self.decide(rest)? else { return Ok(None) };
             search::push(&mut ranges, start, id);

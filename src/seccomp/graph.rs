@@ -215,28 +215,56 @@ struct Layout<'a> {
     places: HashMap<Id, usize>,
 }
 
+/// What is still to be done for a node.
+enum Task {
+    /// What it leads to comes first.
+    Visit(Id),
+    Emit(Id),
+}
+
 /// Instructions that a condition can skip.
 const FAR: usize = 255;
 
 impl Layout<'_> {
-    /// Sees to it that a node is in the program.
-    fn place(&mut self, id: Id) {
-        if self.places.contains_key(&id) {
-            return;
+    /// Puts a node and all that it leads to into the program. Not by recursion: ways are as long as a policy makes them.
+    fn place(&mut self, entry: Id) {
+        let mut open = vec![Task::Visit(entry)];
+        while let Some(task) = open.pop() {
+            match task {
+                Task::Visit(id) | Task::Emit(id) if self.places.contains_key(&id) => {}
+                Task::Visit(id) => {
+                    open.push(Task::Emit(id));
+                    match self.graph.node(id) {
+                        Node::Return(_) => {}
+                        Node::Load { next, .. } | Node::And { next, .. } | Node::Step { next, .. } => {
+                            open.push(Task::Visit(next));
+                        }
+                        Node::Branch { holds, fails, .. } => {
+                            // What is placed last is nearest: the smaller part, so that the other stays in reach.
+                            let (smaller, larger) = self.by_weight(holds, fails);
+                            open.extend([Task::Visit(smaller), Task::Visit(larger)]);
+                        }
+                    }
+                }
+                Task::Emit(id) => self.emit(id),
+            }
         }
+    }
+
+    fn by_weight(&self, one: Id, other: Id) -> (Id, Id) {
+        if self.graph.weight(one) > self.graph.weight(other) { (other, one) } else { (one, other) }
+    }
+
+    /// Puts a node into the program; what it leads to is there.
+    fn emit(&mut self, id: Id) {
         let word = match self.graph.node(id) {
             Node::Return(value) => (RET_K, 0, 0, value),
             Node::Load { offset, next } => self.then(next, (LD_W_ABS, 0, 0, offset)),
             Node::And { mask, next } => self.then(next, (AND_K, 0, 0, mask)),
             Node::Step { code, k, next } => self.then(next, (code, 0, 0, k)),
             Node::Branch { code, k, holds, fails } => {
-                // What is placed last is nearest: the smaller part, so that the other stays in reach.
-                let (first, second) =
-                    if self.graph.weight(holds) > self.graph.weight(fails) { (holds, fails) } else { (fails, holds) };
-                self.place(first);
-                self.place(second);
                 // One of them may have to come nearer, and then be in the way of the other.
-                while self.come_nearer(first) || self.come_nearer(second) {}
+                while self.come_nearer(holds) || self.come_nearer(fails) {}
                 (code, self.skip(holds), self.skip(fails), k)
             }
         };
@@ -250,7 +278,6 @@ impl Layout<'_> {
 
     /// `word`, when `next` comes right behind it.
     fn then(&mut self, next: Id, word: Word) -> Word {
-        self.place(next);
         if self.distance(next) != 0 {
             self.bring(next);
         }

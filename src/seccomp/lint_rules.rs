@@ -82,31 +82,32 @@ pub(super) fn never_apply(policy: &Policy, findings: &mut Vec<Finding>) {
 
 /// Conditional rules on one call that can hold at once and say different things.
 pub(super) fn overlaps(policy: &Policy, findings: &mut Vec<Finding>) {
+    let conditional: Vec<&Rule> = policy.rules.iter().filter(|rule| !is_rest(rule)).collect();
     let mut seen = BTreeSet::new();
-    for (index, first) in policy.rules.iter().enumerate() {
-        for second in policy.rules.iter().skip(index + 1) {
-            let differ = first.action != second.action && !first.conditions.is_empty() && !is_rest(second);
-            let Some(name) = first.names.iter().find(|name| second.names.contains(name)).filter(|_| differ) else {
-                continue;
-            };
-            if can_meet(&first.conditions, &second.conditions)
-                && !second.conditions.is_empty()
-                && seen.insert((first.place, second.place))
-            {
-                findings.push(Finding {
-                    severity: Severity::Note,
-                    kind: "overlap",
-                    calls: vec![name.clone()],
-                    place: format!("syscalls[{}]", second.place),
-                    fault: format!(
-                        "{name}: for some arguments syscalls[{}] says {} and this one {}",
-                        first.place, first.action, second.action
-                    ),
-                    symptom: "the first one counts; libseccomp and other tools may choose the other".to_owned(),
-                    fix: "make the conditions exclude each other".to_owned(),
-                    remedy: None,
-                });
-            }
+    for name in conditional.iter().flat_map(|rule| &rule.names) {
+        if !seen.insert(name) {
+            continue;
+        }
+        let rules: Vec<&Rule> = conditional.iter().filter(|rule| rule.names.contains(name)).copied().collect();
+        let meet = |(first, second): &(&Rule, &Rule)| {
+            first.action != second.action && can_meet(&first.conditions, &second.conditions)
+        };
+        let mut pairs =
+            rules.iter().enumerate().flat_map(|(at, first)| rules.iter().skip(at + 1).map(|second| (*first, *second)));
+        if let Some((first, second)) = pairs.find(meet) {
+            findings.push(Finding {
+                severity: Severity::Note,
+                kind: "overlap",
+                calls: vec![name.clone()],
+                place: format!("syscalls[{}]", second.place),
+                fault: format!(
+                    "{name}: for some arguments syscalls[{}] says {} and this one {}",
+                    first.place, first.action, second.action
+                ),
+                symptom: "the first one counts; libseccomp and other tools may choose the other".to_owned(),
+                fix: "make the conditions exclude each other".to_owned(),
+                remedy: None,
+            });
         }
     }
 }

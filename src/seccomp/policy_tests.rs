@@ -360,12 +360,22 @@ fn one_argument_twice_means_either() {
 
 #[test]
 fn more_than_the_kernel_takes_is_refused_and_not_cut() {
-    let rules: Vec<Value> = (0..6000_u64)
-        .map(|value| json!({"names": ["ioctl"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 1, "value": value * 1_000_003, "op": "SCMP_CMP_EQ"}]}))
-        .collect();
-    let policy = resolve(&json!({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules})).unwrap();
-    let error = Program::compile(&policy).unwrap_err().to_string();
-    assert!(error.contains("the kernel takes at most 4096"), "{error}");
+    let scattered = |value: u64| json!([{"index": 1, "value": value * 1_000_003, "op": "SCMP_CMP_EQ"}]);
+    // Each about something else, so that nothing can be searched.
+    let masks =
+        |value: u64| json!([{"index": 1, "value": 1 << 20 | value, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}]);
+    // Combinations that multiply.
+    let several = |value: u64| {
+        let condition = |index: u64| json!({"index": index, "value": (value * 7919 + index * 104_729) % 65_521, "op": "SCMP_CMP_LT"});
+        json!([condition(value % 6), condition((value + 1) % 6), condition((value + 3) % 6)])
+    };
+    for args in [&scattered as &dyn Fn(u64) -> Value, &masks, &several] {
+        let rule = |value| json!({"names": ["ioctl"], "action": "SCMP_ACT_ALLOW", "args": args(value)});
+        let rules: Vec<Value> = (0..6000_u64).map(rule).collect();
+        let policy = resolve(&json!({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules})).unwrap();
+        let error = Program::compile(&policy).unwrap_err().to_string();
+        assert!(error.contains("the kernel takes at most 4096"), "{error}");
+    }
 }
 
 #[test]
