@@ -261,3 +261,33 @@ print(call(101, 0, 0, 0, 0), call(135, 8))
         }
     }
 }
+
+#[test]
+fn filters_are_installed_whatever_they_refuse_of_it() {
+    for caller in callers() {
+        let scratch = Scratch::new();
+        let policy = |refused: &[&str], errno: u16| {
+            json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": refused, "action": "SCMP_ACT_ERRNO", "errnoRet": errno}]}).to_string()
+        };
+        scratch.file("no-seccomp.json", policy(&["seccomp", "getppid"], 71));
+        scratch.file("no-seccomp-either.json", policy(&["seccomp", "getuid"], 72));
+        scratch.file("neither.json", policy(&["seccomp", "prctl", "getgid"], 73));
+        let run = |filters: serde_json::Value| {
+            let path = scratch.file("p.json", profile(json!({"seccomp_profile": filters})).to_string());
+            let (getuid, getgid) = if cfg!(target_arch = "x86_64") { (102, 104) } else { (174, 176) };
+            let program = format!(
+                "{PRELUDE}print(call({GETPPID}), call({getuid}), call({getgid}))\nprint(open('/proc/self/status').read())"
+            );
+            Shannot::new(caller).args(["-p"]).args([&path]).args(["run", "/usr/bin/python3", "-c", &program]).output()
+        };
+        if tool("python3").is_none() {
+            return;
+        }
+        let all = run(json!(["neither.json", "no-seccomp.json", "default", "no-seccomp-either.json"])).expect_code(0);
+        assert!(all.stdout.starts_with("71 72 73\n") && all.stdout.contains("Seccomp_filters:\t4"), "{all:?}");
+        let both = run(json!(["neither.json", "neither.json"])).expect_code(125);
+        both.expect_stderr("neither.json under ")
+            .expect_stderr("refuses seccomp(2) and prctl(2)")
+            .expect_stderr("write both into one");
+    }
+}

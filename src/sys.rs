@@ -418,11 +418,32 @@ pub fn install_asking_filter(instructions: &[libc::sock_filter], flags: c_ulong)
     new_fd(set_filter(instructions, flags | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER)?)
 }
 
+/// prctl(2), PR_SET_SECCOMP: where a filter refuses seccomp(2).
+///
+/// # Errors
+/// As [`install_filter`].
+pub fn install_filter_by_prctl(instructions: &[libc::sock_filter]) -> Result<()> {
+    with_program(instructions, |program| {
+        // SAFETY: the program is alive; the kernel copies and does not write it.
+        let result = unsafe { libc::prctl(libc::PR_SET_SECCOMP, c_ulong::from(libc::SECCOMP_MODE_FILTER), program) };
+        check(c_long::from(result)).map(drop)
+    })
+}
+
 fn set_filter(instructions: &[libc::sock_filter], flags: c_ulong) -> Result<c_long> {
+    with_program(instructions, |program| {
+        // SAFETY: the program is alive; the kernel copies and does not write it.
+        check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, program) })
+    })
+}
+
+/// A program as the kernel takes it, alive for the call.
+fn with_program<T>(
+    instructions: &[libc::sock_filter],
+    install: impl FnOnce(*const libc::sock_fprog) -> Result<T>,
+) -> Result<T> {
     let len = u16::try_from(instructions.len()).map_err(|_| Errno::EINVAL)?;
-    let program = libc::sock_fprog { len, filter: instructions.as_ptr().cast_mut() };
-    // SAFETY: `program` points to `len` instructions, all alive; the kernel copies and does not write them.
-    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) })
+    install(&libc::sock_fprog { len, filter: instructions.as_ptr().cast_mut() })
 }
 
 /// The next call that a filter asks about, by its cookie (seccomp_unotify(2), SECCOMP_IOCTL_NOTIF_RECV).

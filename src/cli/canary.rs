@@ -44,6 +44,8 @@ pub(super) struct Task {
     pub(super) no_memory_files: bool,
     /// New user namespaces are to be refused.
     pub(super) no_user_namespaces: bool,
+    /// Nothing can be executed after the canary itself.
+    pub(super) exec_once: bool,
     /// A program that is not on the allowlist.
     pub(super) forbidden: Option<PathBuf>,
     /// The dynamic loader, which must not start it either.
@@ -113,6 +115,10 @@ pub(super) fn run(task: &str) -> io::Result<()> {
     }
     if task.fresh_proc {
         add("processes outside are invisible".into(), processes_are_few(task.supervisor));
+    }
+    if task.exec_once {
+        let result = execution_is_refused(Path::new("/proc/self/exe"), &[]);
+        add("nothing can be executed after the command".into(), result);
     }
     if let Some(program) = &task.forbidden {
         add(format!("{} can't be executed", program.display()), execution_is_refused(program, &[]));

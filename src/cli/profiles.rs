@@ -64,10 +64,18 @@ pub(super) fn warnings(plan: &Plan) -> Vec<String> {
             ));
         }
     }
+    warnings.extend(unknown_names(plan));
     for (layer, state) in &plan.expected {
         if let Enforcement::Partial { .. } = state {
             warnings.push(format!("{layer}: {state}"));
         }
     }
     warnings
+}
+
+/// Names in policies that no architecture has.
+pub(super) fn unknown_names(plan: &Plan) -> impl Iterator<Item = String> {
+    plan.filters.iter().flat_map(|filter| {
+        filter.unknown_names.iter().map(|name| format!("{}: no architecture has a call {name:?}", filter.origin))
+    })
 }

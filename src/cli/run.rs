@@ -9,6 +9,7 @@ use nix::sys::signal::{Signal, raise};
 
 use super::args::{Common, Format, Options};
 use super::output::{self, Complaint, note};
+use super::profiles::unknown_names;
 use super::record::{Record, RecordFile};
 use crate::host::Host;
 use crate::plan::Plan;
@@ -54,6 +55,9 @@ fn say_more(profile: &Profile, plan: &Plan, options: &Options) {
     }
     for skipped in &plan.skipped {
         note(&format!("shannot: skipped {skipped}"));
+    }
+    for unknown in unknown_names(plan) {
+        note(&format!("shannot: {unknown}"));
     }
     for (layer, state) in &plan.expected {
         note(&format!("shannot: {layer}: {state}"));

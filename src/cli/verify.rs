@@ -70,6 +70,7 @@ fn task(policy: &Policy, plan: &Plan, host: &Host) -> Task {
         fresh_proc: plan.expected.get(&Layer::Procfs).is_some_and(Enforcement::is_full),
         landlock: plan.landlock.is_some(),
         seccomp: !plan.filters.is_empty(),
+        exec_once: plan.exec_once,
         no_user_namespaces: is_on(Layer::UsernsLimit),
         no_memory_files: is_on(Layer::Allowlist) && plan.executables.is_some() && !plan.filters.is_empty(),
         loader: forbidden

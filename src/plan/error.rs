@@ -65,6 +65,14 @@ pub enum PlanError {
         /// Which instruction, from 0.
         instruction: usize,
     },
+    /// A filter that can't be installed under another one.
+    #[error("cannot install the seccomp filter {origin} under {before}, which refuses seccomp(2) and prctl(2)")]
+    FiltersExclude {
+        /// Path or preset.
+        origin: String,
+        /// The other one.
+        before: String,
+    },
     /// A filter that is full, and has to let the launch through.
     #[error("cannot let the launch through the seccomp filter {origin}")]
     FilterTooLong {
@@ -106,6 +114,9 @@ impl PlanError {
             }
             PlanError::FilterRefusesLaunch { .. } => {
                 Some("allow execve in its policy; or \"exec_once\": true (--exec-once) lets the command itself start and nothing after it".to_owned())
+            }
+            PlanError::FiltersExclude { .. } => {
+                Some("allow seccomp in one of the two policies, or write both into one".to_owned())
             }
             PlanError::FilterNotifies { .. } => Some("use SCMP_ACT_ERRNO, or SCMP_ACT_LOG to see who calls".to_owned()),
             PlanError::EmptyCommand

@@ -56,6 +56,8 @@ pub struct Plan {
     /// seccomp filters in order of installation.
     #[serde(serialize_with = "filter_list")]
     pub filters: Vec<Filter>,
+    /// From this filter on they are installed by prctl(2): one before refuses seccomp(2).
+    pub prctl_from: usize,
     /// The first filter asks the supervisor about each execve, which lets the first one through.
     pub exec_once: bool,
     /// Limits that setrlimit(2) sets.
@@ -164,6 +166,7 @@ impl Plan {
             .steps
             .iter()
             .any(|step| matches!(step, Step::Bind { target, .. } | Step::Tmpfs { target, .. } if target.is_root()));
+        let filters = filters(policy, executables.is_some())?;
         let mut plan = Self {
             name: policy.name.clone(),
             command: CommandPlan {
@@ -182,7 +185,8 @@ impl Plan {
             steps: root.steps,
             skipped: root.skipped,
             seal_root: !root_is_chosen,
-            filters: filters(policy, executables.is_some())?,
+            prctl_from: prctl_from(&filters)?,
+            filters,
             exec_once: policy.exec_once,
             executables,
             landlock: None,
@@ -306,14 +310,10 @@ fn filters(policy: &Policy, has_allowlist: bool) -> Result<Vec<Filter>, PlanErro
         // How it waits for its listener is all that the policies' flags can say about it.
         let wanted = |flag: &Flag| *flag == Flag::WaitKillableRecv;
         let flags = policy.filters.iter().flat_map(|filter| filter.flags.iter().copied()).filter(wanted).collect();
-        filters.push(Filter { origin, program, flags });
+        filters.push(Filter { flags, ..Filter::raw(origin, program) });
     }
     if has_allowlist && !policy.filters.is_empty() {
-        filters.push(Filter {
-            origin: "allowlist".to_owned(),
-            program: seccomp::no_memory_files(),
-            flags: BTreeSet::new(),
-        });
+        filters.push(Filter::raw("allowlist", seccomp::no_memory_files()));
     }
     filters.extend(policy.filters.iter().cloned());
     for Filter { origin, program, .. } in filters.iter_mut().skip(usize::from(policy.exec_once)) {
@@ -329,7 +329,26 @@ fn filters(policy: &Policy, has_allowlist: bool) -> Result<Vec<Filter>, PlanErro
             None => {}
         }
     }
+    // The kernel asks all of them and takes the strictest answer, whatever their order; so those that would refuse the
+    // installation of others come last.
+    filters.sort_by_key(|filter| (!filter.program.lets_seccomp(), !filter.program.lets_prctl()));
     Ok(filters)
+}
+
+/// The first filter that seccomp(2) can't install any more. Then prctl(2) must be able to.
+fn prctl_from(filters: &[Filter]) -> Result<usize, PlanError> {
+    let from = filters.iter().position(|filter| !filter.program.lets_seccomp()).map_or(filters.len(), |at| at + 1);
+    for (index, filter) in filters.iter().enumerate().skip(from) {
+        let before = filters.iter().take(index).find(|before| !before.program.lets_prctl());
+        // How a filter is to be installed can't be said by prctl. TSYNC says nothing here.
+        let has_flags = filter.flags.iter().any(|flag| *flag != Flag::Tsync);
+        let flags = || filters.iter().take(from).next_back().filter(|_| has_flags);
+        if let Some(before) = before.or_else(flags) {
+            let (origin, before) = (filter.origin.clone(), before.origin.clone());
+            return Err(PlanError::FiltersExclude { origin, before });
+        }
+    }
+    Ok(from)
 }
 
 fn rlimits(limits: &Limits) -> Vec<Rlimit> {
@@ -372,7 +391,7 @@ fn filter_list<S: Serializer>(filters: &[Filter], serializer: S) -> Result<S::Ok
         #[serde(skip_serializing_if = "BTreeSet::is_empty")]
         flags: &'a BTreeSet<Flag>,
     }
-    serializer.collect_seq(filters.iter().map(|Filter { origin, program, flags }| Shown {
+    serializer.collect_seq(filters.iter().map(|Filter { origin, program, flags, .. }| Shown {
         origin,
         instructions: program.instructions().len(),
         flags,

@@ -1,6 +1,5 @@
 //! `seccomp_profile`: presets and filter files, in order.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::error::ProfileError;
@@ -36,7 +35,7 @@ pub(super) fn load(
 }
 
 fn preset(preset: Preset) -> Option<Filter> {
-    preset.program().map(|program| Filter { origin: format!("preset {preset}"), program, flags: BTreeSet::new() })
+    preset.program().map(|program| Filter::raw(format!("preset {preset}"), program))
 }
 
 fn file(path: &Path) -> Result<Filter, ProfileError> {

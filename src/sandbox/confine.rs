@@ -177,7 +177,10 @@ pub(super) fn confine(
                 let listener = sys::install_asking_filter(instructions, *flags).at_index(Stage::Filter, index)?;
                 Message::Listening.send_with(channel, listener).at(Stage::Listener)?;
             }
-            _ => sys::install_filter(instructions, *flags).at_index(Stage::Filter, index)?,
+            _ if index < prepared.plan.prctl_from => {
+                sys::install_filter(instructions, *flags).at_index(Stage::Filter, index)?;
+            }
+            _ => sys::install_filter_by_prctl(instructions).at_index(Stage::Filter, index)?,
         }
     }
     Ok(Confined(()))

@@ -150,6 +150,11 @@ impl Abi {
     }
 }
 
+/// Whether any architecture has a call of this name.
+pub(super) fn is_known(name: &str) -> bool {
+    calls::rows().binary_search_by_key(&name, |row| row.name).is_ok() || Abi::Arm.number(name).is_some()
+}
+
 const _: () = assert!(COLUMNS == 5, "a column for each table in number_in");
 
 /// arch/arm/include/uapi/asm/unistd.h: calls outside the table.

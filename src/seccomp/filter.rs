@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use nix::errno::Errno;
 use nix::sys::utsname::uname;
 
-use super::abi::Abi;
+use super::abi::{Abi, is_known};
 use super::compile::compile;
 use super::oci::{Document, Flag, SyntaxError};
 use super::policy::{Context, Policy, PolicyError, kernel_version};
@@ -20,6 +20,8 @@ pub struct Filter {
     pub program: Program,
     /// What its policy asks for; nothing for a raw program.
     pub flags: BTreeSet<Flag>,
+    /// Names in its policy that no architecture has: the rules do nothing for them.
+    pub unknown_names: BTreeSet<String>,
 }
 
 /// Why a text or an array of bytes is no filter.
@@ -47,10 +49,18 @@ impl Filter {
     pub fn from_bytes(origin: impl Into<String>, bytes: &[u8], context: &Context) -> Result<Self, FilterError> {
         let origin = origin.into();
         if !is_json(bytes) {
-            return Ok(Self { origin, program: Program::from_bytes(bytes)?, flags: BTreeSet::new() });
+            return Ok(Self::raw(origin, Program::from_bytes(bytes)?));
         }
-        let policy = Policy::new(&Document::parse(bytes)?, context)?;
-        Ok(Self { origin, program: Program::compile(&policy)?, flags: policy.flags })
+        let document = Document::parse(bytes)?;
+        let policy = Policy::new(&document, context)?;
+        let unknown_names =
+            document.names().filter(|(_, name)| !is_known(name)).map(|(_, name)| name.clone()).collect();
+        Ok(Self { origin, program: Program::compile(&policy)?, flags: policy.flags, unknown_names })
+    }
+
+    /// A program without a policy behind it.
+    pub fn raw(origin: impl Into<String>, program: Program) -> Self {
+        Self { origin: origin.into(), program, flags: BTreeSet::new(), unknown_names: BTreeSet::new() }
     }
 }
 

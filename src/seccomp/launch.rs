@@ -5,9 +5,13 @@ use super::action::Action;
 use super::interpret::Call;
 use super::program::{Instruction, InvalidProgram, JEQ_K, LD_W_ABS, Program, RET_K};
 
-// They fit: system call numbers are below 2^31.
-#[allow(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "small positive constants")]
-const NATIVE: [u32; 2] = [nix::libc::SYS_execve as u32, nix::libc::SYS_execveat as u32];
+/// It fits: system call numbers are below 2^31.
+#[allow(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "small positive numbers")]
+const fn number(call: nix::libc::c_long) -> u32 {
+    call as u32
+}
+
+const NATIVE: [u32; 2] = [number(nix::libc::SYS_execve), number(nix::libc::SYS_execveat)];
 /// execve and execveat of the other interfaces that the kernel may offer (asm/unistd_32.h, syscall_64.tbl).
 const FOREIGN: &[(Abi, [u32; 2])] = if cfg!(target_arch = "x86_64") {
     &[(Abi::X86, [11, 358]), (Abi::X32, [520 | X32_BIT, 545 | X32_BIT])]
@@ -27,6 +31,20 @@ impl Program {
         let [execve, _] = NATIVE;
         let verdict = self.run(&Call { nr: execve, arch: Abi::NATIVE.audit_arch(), ..Call::default() });
         (!verdict.lets_through()).then_some(verdict)
+    }
+
+    /// Whether more filters can be installed under this one by seccomp(2), SECCOMP_SET_MODE_FILTER.
+    pub fn lets_seccomp(&self) -> bool {
+        self.lets(number(nix::libc::SYS_seccomp), [1, 0, 0, 0, 0, 0])
+    }
+
+    /// The same by prctl(2), PR_SET_SECCOMP, SECCOMP_MODE_FILTER, which takes no flags.
+    pub fn lets_prctl(&self) -> bool {
+        self.lets(number(nix::libc::SYS_prctl), [22, 2, 0, 0, 0, 0])
+    }
+
+    fn lets(&self, nr: u32, args: [u64; 6]) -> bool {
+        self.run(&Call { nr, arch: Abi::NATIVE.audit_arch(), args, ..Call::default() }).lets_through()
     }
 
     /// The same program, but execve and execveat of the native interface are left to [`Program::launch_gate`].

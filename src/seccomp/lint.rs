@@ -69,6 +69,7 @@ const NEEDED: &[(&[&str], &str)] = &[
     (&["fstat", "newfstatat", "fstatat64", "statx", "fstat64"], "no dynamically linked program can start"),
     (&["brk"], "some allocators fail at once"),
     (&["write"], "nothing can be printed"),
+    (&["writev"], "messages of the dynamic loader are lost: what can't start says nothing"),
     (&["futex", "futex_time64"], "programs with threads abort"),
     (&["clone"], "shells can't start programs, and no thread can be made"),
     (&["wait4", "waitid"], "a shell can't wait for the programs that it starts"),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::abi::Abi;
+use super::abi::{Abi, is_known};
 use super::calls;
 use super::fix::Fix;
 use super::lint::{Finding, Severity};
@@ -12,26 +12,20 @@ use super::policy::{Condition, Policy, Rule};
 use super::program::Program;
 
 pub(super) fn unknown_names(document: &Document, findings: &mut Vec<Finding>) {
-    for (place, rule) in document.syscalls.iter().flatten().enumerate() {
-        for name in rule.names.iter().flatten().chain(&rule.name).filter(|name| !name.is_empty()) {
-            if Abi::Arm.number(name).is_some() || calls::rows().iter().any(|row| row.name == name) {
-                continue;
-            }
-            let nearest = nearest(name, calls::rows().iter().map(|row| row.name)).map(str::to_owned);
-            findings.push(Finding {
-                severity: Severity::Warning,
-                kind: "unknown",
-                calls: vec![name.clone()],
-                place: format!("syscalls[{place}]"),
-                fault: format!("no architecture has a call {name:?}"),
-                symptom: "the rule does nothing for it: a typo, or a call newer than this table (Linux 6.18)"
-                    .to_owned(),
-                fix: nearest
-                    .as_ref()
-                    .map_or_else(|| "take it out".to_owned(), |nearest| format!("did you mean {nearest:?}?")),
-                remedy: nearest.map(|nearest| Fix::Rename { place, from: name.clone(), to: nearest }),
-            });
-        }
+    for (place, name) in document.names().filter(|(_, name)| !name.is_empty() && !is_known(name)) {
+        let nearest = nearest(name, calls::rows().iter().map(|row| row.name)).map(str::to_owned);
+        findings.push(Finding {
+            severity: Severity::Warning,
+            kind: "unknown",
+            calls: vec![name.clone()],
+            place: format!("syscalls[{place}]"),
+            fault: format!("no architecture has a call {name:?}"),
+            symptom: "the rule does nothing for it: a typo, or a call newer than this table (Linux 6.18)".to_owned(),
+            fix: nearest
+                .as_ref()
+                .map_or_else(|| "take it out".to_owned(), |nearest| format!("did you mean {nearest:?}?")),
+            remedy: nearest.map(|nearest| Fix::Rename { place, from: name.clone(), to: nearest }),
+        });
     }
 }
 

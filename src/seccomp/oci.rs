@@ -195,6 +195,12 @@ pub struct SyntaxError {
 }
 
 impl Document {
+    /// Every name with the index of its rule.
+    pub(super) fn names(&self) -> impl Iterator<Item = (usize, &String)> {
+        let rules = self.syscalls.iter().flatten().enumerate();
+        rules.flat_map(|(place, rule)| rule.names.iter().flatten().chain(&rule.name).map(move |name| (place, name)))
+    }
+
     /// From JSON.
     ///
     /// # Errors
