@@ -4,7 +4,18 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::calls::{self, COLUMNS, NONE, Row};
+use super::calls;
+
+/// One name in the table of calls, and its numbers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Row {
+    pub(super) name: &'static str,
+    /// x86-64, x86, arm, aarch64, riscv64; [`NONE`] where there is no such call.
+    pub(super) numbers: [u16; COLUMNS],
+}
+
+pub(super) const COLUMNS: usize = 5;
+pub(super) const NONE: u16 = u16::MAX;
 
 /// A system call interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -26,14 +26,7 @@ mod calls {
     use std::collections::BTreeMap;
     use std::sync::LazyLock;
 
-    #[derive(Debug, Clone, Copy)]
-    pub(super) struct Row {
-        pub(super) name: &'static str,
-        pub(super) numbers: [u16; COLUMNS],
-    }
-
-    pub(super) const COLUMNS: usize = 5;
-    pub(super) const NONE: u16 = u16::MAX;
+    use super::abi::{COLUMNS, NONE, Row};
 
     static ROWS: LazyLock<Vec<Row>> = LazyLock::new(|| {
         let mut rows = BTreeMap::new();
@@ -126,7 +119,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn table() -> Result<String, std::fmt::Error> {
     let rows = calls::rows();
     let mut code = format!("static ROWS: [Row; {}] = [", rows.len());
-    for calls::Row { name, numbers } in rows {
+    for abi::Row { name, numbers } in rows {
         writeln!(code, "    Row {{ name: {name:?}, numbers: {numbers:?} }},")?;
     }
     code.push_str("];");

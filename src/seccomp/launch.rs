@@ -52,15 +52,7 @@ impl Program {
     /// # Errors
     /// [`InvalidProgram::TooLong`].
     pub fn behind_gate(&self) -> Result<Self, InvalidProgram> {
-        let [execve, execveat] = NATIVE;
-        let mut instructions = vec![
-            load(ARCH),
-            unless(Abi::NATIVE.audit_arch(), 4),
-            load(NR),
-            when(execve, 1),
-            unless(execveat, 1),
-            verdict(Action::Allow),
-        ];
+        let mut instructions = for_calls(Abi::NATIVE, NATIVE, Action::Allow).to_vec();
         instructions.extend_from_slice(self.instructions());
         Self::new(instructions)
     }
@@ -70,24 +62,9 @@ impl Program {
     /// # Errors
     /// [`InvalidProgram`], never.
     pub fn launch_gate() -> Result<Self, InvalidProgram> {
-        let [execve, execveat] = NATIVE;
-        let mut instructions = vec![
-            load(ARCH),
-            unless(Abi::NATIVE.audit_arch(), 4),
-            load(NR),
-            when(execve, 1),
-            unless(execveat, 1),
-            verdict(Action::Notify),
-        ];
-        for (abi, [execve, execveat]) in FOREIGN {
-            instructions.extend([
-                load(ARCH),
-                unless(abi.audit_arch(), 4),
-                load(NR),
-                when(*execve, 1),
-                unless(*execveat, 1),
-                verdict(Action::Errno(1)),
-            ]);
+        let mut instructions = for_calls(Abi::NATIVE, NATIVE, Action::Notify).to_vec();
+        for (abi, calls) in FOREIGN {
+            instructions.extend(for_calls(*abi, *calls, Action::Errno(1)));
         }
         instructions.push(verdict(Action::Allow));
         Self::new(instructions)
@@ -100,6 +77,11 @@ impl Program {
         };
         self.instructions().iter().position(notify)
     }
+}
+
+/// A verdict on two calls of an interface; goes on behind it for all others.
+fn for_calls(abi: Abi, [one, other]: [u32; 2], action: Action) -> [Instruction; 6] {
+    [load(ARCH), unless(abi.audit_arch(), 4), load(NR), when(one, 1), unless(other, 1), verdict(action)]
 }
 
 fn load(offset: u32) -> Instruction {
