@@ -2,6 +2,7 @@
 //! process of the sandbox is gone. Holds no copy of the command's input or output.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -11,7 +12,6 @@ use nix::sched::CloneFlags;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
-use nix::sys::stat::stat;
 use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
 use nix::unistd::{Pid, getpgrp, tcgetpgrp};
 
@@ -99,8 +99,8 @@ pub fn run(plan: &Plan, stdio: &Stdio, image: Option<&Image>) -> Result<Outcome,
 /// A clone copies the calling thread only; a lock that another one holds would be held for ever in the child.
 fn check_single_threaded() -> Result<(), SandboxError> {
     // proc(5): a directory a thread, and two for itself. Without /proc there is no user namespace either.
-    match stat("/proc/self/task") {
-        Ok(task) if task.st_nlink > 3 => Err(SandboxError::Threads(task.st_nlink - 2)),
+    match std::fs::metadata("/proc/self/task") {
+        Ok(task) if task.nlink() > 3 => Err(SandboxError::Threads(task.nlink() - 2)),
         _ => Ok(()),
     }
 }
