@@ -158,8 +158,12 @@ fn context(native: Abi) -> Context {
 }
 
 fn resolve(document: &Value) -> Result<Policy, String> {
+    resolve_for(Abi::X86_64, document)
+}
+
+fn resolve_for(native: Abi, document: &Value) -> Result<Policy, String> {
     let document = Document::parse(document.to_string().as_bytes()).map_err(|error| error.to_string())?;
-    Policy::new(&document, &context(Abi::X86_64)).map_err(|error| error.to_string())
+    Policy::new(&document, &context(native)).map_err(|error| error.to_string())
 }
 
 /// Calls that a policy may tell apart, and others.
@@ -384,7 +388,8 @@ fn the_launch_gate_asks_about_native_launches_and_refuses_others() {
     let run = |program: &Program, abi: Abi, name: &str| {
         program.run(&Call { nr: abi.number(name).unwrap(), arch: abi.audit_arch(), ..Call::default() })
     };
-    let refusing = Program::compile(&resolve(&json!({"defaultAction": "SCMP_ACT_ERRNO"})).unwrap()).unwrap();
+    let nothing = resolve_for(Abi::NATIVE, &json!({"defaultAction": "SCMP_ACT_ERRNO"})).unwrap();
+    let refusing = Program::compile(&nothing).unwrap();
     let behind = refusing.behind_gate().unwrap();
     for name in ["execve", "execveat"] {
         assert_eq!(run(&gate, Abi::NATIVE, name), Action::Notify);
