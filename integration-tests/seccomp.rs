@@ -185,6 +185,12 @@ fn other_interfaces_are_filtered_by_their_own_numbers() {
         let (i386, x32) = run(json!(["SCMP_ARCH_X86", "SCMP_ARCH_X32"]));
         assert_eq!(i386, 77);
         assert!(x32.is_none_or(|x32| x32 == (0, "77".to_owned())));
+        // The preset kills it, and -v says so.
+        let said = Shannot::new(caller)
+            .profile(&with_binds(std::slice::from_ref(&bind), json!({})))
+            .args(["-v", "run", "/t/i386"])
+            .output();
+        said.expect_code(128 + 31).expect_stderr("a program for i386");
         let (i386, x32) = run(json!([]));
         assert_eq!(i386, 128 + 31);
         assert!(x32.is_none_or(|(code, _)| code == 128 + 31));

@@ -32,13 +32,13 @@ pub(super) fn run(common: &Common, options: &Options, command: Vec<OsString>) ->
     }
     let stdio = Stdio { stdin: None, stdout: thrown_away(options.no_stdout)?, stderr: thrown_away(options.no_stderr)? };
     let Some(destination) = &options.report else {
-        return finish(sandbox::run(&plan, &stdio, None)?);
+        return finish(sandbox::run(&plan, &stdio, None)?, common);
     };
     let file = RecordFile::open(destination)?;
     let started = SystemTime::now();
     let result = sandbox::run(&plan, &stdio, None).map_err(Complaint::from);
     file.write(&Record::new(&profile, &plan, started, result.as_ref()))?;
-    finish(result?)
+    finish(result?, common)
 }
 
 fn dry_run(plan: &Plan, format: Format) -> Result<(), Complaint> {
@@ -72,7 +72,15 @@ fn thrown_away(wanted: bool) -> Result<Option<OwnedFd>, Complaint> {
         .map_err(|error| Complaint::plain("descriptors", format!("cannot open /dev/null: {error}")))
 }
 
-fn finish(outcome: Outcome) -> Result<u8, Complaint> {
+/// 128 + SIGSYS, also as a shell reports it of what it ran.
+const KILLED_BY_FILTER: u8 = 159;
+
+fn finish(outcome: Outcome, common: &Common) -> Result<u8, Complaint> {
+    if common.verbose && outcome.exit_code() == KILLED_BY_FILTER {
+        note(
+            "shannot: it ended with SIGSYS: a seccomp filter kills some call of it, or it is a program for i386 or x32, which the presets kill",
+        );
+    }
     if outcome.interrupted_from_terminal {
         // A shell that runs us in a loop ends the loop only if we die of SIGINT ourselves
         // (https://www.cons.org/cracauer/sigint.html).
