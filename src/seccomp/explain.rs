@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::abi::Abi;
 use super::action::Action;
-use super::analyze::argument_at;
+use super::analyze::{Verdicts, argument_at};
 use super::oci::Operator;
 use super::policy::{Condition, Policy};
 use super::program::{
@@ -101,8 +101,7 @@ impl Explanation {
                 let mut when = String::new();
                 if verdicts.constant().is_none() {
                     let conditions = policy.map(|policy| conditions(policy, name)).filter(|text| !text.is_empty());
-                    let arguments = verdicts.arguments.iter().map(|argument| format!("arg{argument}"));
-                    when = conditions.unwrap_or_else(|| format!("by {}", arguments.collect::<Vec<_>>().join(", ")));
+                    when = conditions.unwrap_or_else(|| by_arguments(&verdicts));
                 }
                 calls.push(CallEntry { name, nr, actions, when });
             }
@@ -117,6 +116,12 @@ impl Explanation {
         }
         Self { instructions, interfaces }
     }
+}
+
+/// What a verdict depends on, where only the program is known.
+fn by_arguments(verdicts: &Verdicts) -> String {
+    let arguments: Vec<String> = verdicts.arguments.iter().map(|argument| format!("arg{argument}")).collect();
+    if arguments.is_empty() { "by what it computes".to_owned() } else { format!("by {}", arguments.join(", ")) }
 }
 
 /// A number of this interface that no call has.

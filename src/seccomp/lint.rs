@@ -59,23 +59,27 @@ pub struct Subject<'a> {
 }
 
 /// Calls without which next to nothing works: any one of each line, and what happens otherwise.
-const NEEDED: &[(&[&str], &str)] = &[
-    (&["exit_group", "exit"], "no program can end: it is stuck or killed"),
-    (&["mmap", "mmap2"], "no dynamically linked program can start"),
-    (&["mprotect"], "no dynamically linked program can start"),
-    (&["openat", "open"], "no dynamically linked program can start"),
-    (&["read"], "no dynamically linked program can start"),
-    (&["close"], "descriptors are never closed"),
-    (&["fstat", "newfstatat", "fstatat64", "statx", "fstat64"], "no dynamically linked program can start"),
-    (&["brk"], "some allocators fail at once"),
-    (&["write"], "nothing can be printed"),
-    (&["writev"], "messages of the dynamic loader are lost: what can't start says nothing"),
-    (&["futex", "futex_time64"], "programs with threads abort"),
-    (&["clone"], "shells can't start programs, and no thread can be made"),
-    (&["wait4", "waitid"], "a shell can't wait for the programs that it starts"),
-    (&["pipe2", "pipe"], "a shell can't make a pipeline"),
-    (&["rt_sigaction"], "no signal can be handled"),
-    (&["rt_sigprocmask"], "shells and runtimes fail to block signals"),
+const NEEDED: &[(&[&str], Severity, &str)] = &[
+    (&["exit_group", "exit"], Severity::Error, "no program can end: it is stuck or killed"),
+    (&["mmap", "mmap2"], Severity::Error, "no dynamically linked program can start"),
+    (&["mprotect"], Severity::Error, "no dynamically linked program can start"),
+    (&["openat", "open"], Severity::Error, "no dynamically linked program can start"),
+    (&["read"], Severity::Error, "no dynamically linked program can start"),
+    (&["close"], Severity::Warning, "descriptors are never closed"),
+    (
+        &["fstat", "newfstatat", "fstatat64", "statx", "fstat64"],
+        Severity::Error,
+        "no dynamically linked program can start",
+    ),
+    (&["brk"], Severity::Warning, "some allocators fail at once"),
+    (&["write"], Severity::Warning, "nothing can be printed"),
+    (&["writev"], Severity::Warning, "messages of the dynamic loader are lost: what can't start says nothing"),
+    (&["futex", "futex_time64"], Severity::Warning, "programs with threads abort"),
+    (&["clone"], Severity::Warning, "shells can't start programs, and no thread can be made"),
+    (&["wait4", "waitid"], Severity::Warning, "a shell can't wait for the programs that it starts"),
+    (&["pipe2", "pipe"], Severity::Warning, "a shell can't make a pipeline"),
+    (&["rt_sigaction"], Severity::Warning, "no signal can be handled"),
+    (&["rt_sigprocmask"], Severity::Warning, "shells and runtimes fail to block signals"),
 ];
 
 /// Newer calls that programs try first: they go on with an older one if this one answers ENOSYS, and only then.
@@ -107,10 +111,8 @@ const DANGEROUS: &[&str] = &[
     "_sysctl",
     "acct",
     "add_key",
-    "adjtimex",
     "bpf",
     "chroot",
-    "clock_adjtime",
     "clock_settime",
     "create_module",
     "delete_module",
@@ -150,9 +152,6 @@ const DANGEROUS: &[&str] = &[
     "userfaultfd",
     "vhangup",
 ];
-
-/// Of these there are many in ordinary policies, for processes that hold the capability for them.
-const HARMLESS_UNPRIVILEGED: &[&str] = &["adjtimex", "clock_adjtime"];
 
 /// Calls on other processes.
 const OTHERS: &[&str] = &["ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "kcmp"];
@@ -213,15 +212,14 @@ impl Subject<'_> {
     }
 
     fn needed(&self, findings: &mut Vec<Finding>) {
-        for (names, symptom) in NEEDED {
+        for (names, severity, symptom) in NEEDED {
             let known: Vec<(&str, Verdicts)> =
                 names.iter().filter_map(|name| self.verdicts(name).map(|verdicts| (*name, verdicts))).collect();
             let Some((name, verdicts)) = known.first() else { continue };
             if known.iter().any(|(_, verdicts)| verdicts.may_pass()) {
                 continue;
             }
-            let severity = if symptom.starts_with("no ") { Severity::Error } else { Severity::Warning };
-            findings.push(self.refused(severity, "needed", name, verdicts, symptom));
+            findings.push(self.refused(*severity, "needed", name, verdicts, symptom));
         }
         let handles = self.verdicts("rt_sigaction").is_some_and(|verdicts| verdicts.may_pass());
         for name in ["rt_sigreturn", "sigreturn"] {
@@ -276,8 +274,7 @@ impl Subject<'_> {
             let passes = |name: &&&str| self.verdicts(name).is_some_and(|verdicts| verdicts.always_passes());
             names.iter().filter(passes).map(|name| (*name).to_owned()).collect()
         };
-        let mut calls = passing(DANGEROUS);
-        calls.retain(|name| !HARMLESS_UNPRIVILEGED.contains(&name.as_str()));
+        let calls = passing(DANGEROUS);
         if !calls.is_empty() {
             let place = match self.policy {
                 Some((_, policy)) if policy.default.lets_through() => "defaultAction".to_owned(),
