@@ -312,10 +312,21 @@ fn filters(policy: &Policy, has_allowlist: bool) -> Result<Vec<Filter>, PlanErro
         let flags = policy.filters.iter().flat_map(|filter| filter.flags.iter().copied()).filter(wanted).collect();
         filters.push(Filter { flags, ..Filter::raw(origin, program) });
     }
+    let mut allowlist = None;
     if has_allowlist && !policy.filters.is_empty() {
-        filters.push(Filter::raw("allowlist", seccomp::no_memory_files()));
+        allowlist = Some(Filter::raw("allowlist", seccomp::no_memory_files()));
     }
-    filters.extend(policy.filters.iter().cloned());
+    for filter in &policy.filters {
+        // A preset has a variant that is both.
+        match seccomp::without_memory_files(&filter.program).filter(|_| allowlist.is_some()) {
+            Some(program) => {
+                allowlist = None;
+                filters.push(Filter { program, ..filter.clone() });
+            }
+            None => filters.push(filter.clone()),
+        }
+    }
+    filters.extend(allowlist);
     for Filter { origin, program, .. } in filters.iter_mut().skip(usize::from(policy.exec_once)) {
         if let Some(instruction) = program.notifies() {
             return Err(PlanError::FilterNotifies { origin: origin.clone(), instruction });

@@ -65,6 +65,18 @@ pub fn no_memory_files() -> Program {
     Program::built_in(&NO_MEMORY_FILES)
 }
 
+/// A preset's program that is [`no_memory_files`] as well, which saves installing another one. `None` for a program
+/// that is no preset's.
+pub fn without_memory_files(program: &Program) -> Option<Program> {
+    let variants: [(&'static [Instruction], &'static [Instruction]); 3] = [
+        (&DEFAULT, &DEFAULT_NO_MEMORY_FILES),
+        (&STRICT, &STRICT_NO_MEMORY_FILES),
+        (&READONLY, &READONLY_NO_MEMORY_FILES),
+    ];
+    let same = |preset: &[Instruction]| std::ptr::eq(preset, program.instructions());
+    variants.into_iter().find(|(preset, _)| same(preset)).map(|(_, variant)| Program::built_in(variant))
+}
+
 impl FromStr for Preset {
     type Err = UnknownPreset;
 

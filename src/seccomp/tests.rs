@@ -196,6 +196,21 @@ fn the_default_preset_is_short_and_shallow() {
     Program::new(no_memory_files().instructions().to_vec()).unwrap();
 }
 
+#[test]
+fn behind_an_allowlist_a_preset_refuses_memory_files_and_nothing_else_changes() {
+    for preset in [Preset::Default, Preset::Strict, Preset::Readonly] {
+        let program = preset.program().unwrap();
+        let variant = without_memory_files(&program.clone()).unwrap();
+        Program::new(variant.instructions().to_vec()).unwrap();
+        for (nr, name) in Abi::NATIVE.calls() {
+            let call = Call { nr, arch: NATIVE, args: [2; 6], ..Call::default() };
+            let expected = if name == "memfd_create" { Action::Errno(38) } else { program.run(&call) };
+            assert_eq!(variant.run(&call), expected, "{preset}: {name}");
+        }
+    }
+    assert_eq!(without_memory_files(&program(&[RET_ALLOW]).unwrap()), None);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
