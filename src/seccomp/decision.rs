@@ -105,6 +105,8 @@ impl<'a> Decision<'a> {
         if let Some(id) = self.known.get(&open) {
             return Ok(Some(*id));
         }
+        // To choose what to look at, each branch is looked at once for each comparison of the first.
+        self.patience = self.patience.saturating_sub(open.branches.len() * 6);
         if self.graph.len() > self.fuel || self.patience == 0 || self.depth == DEEPEST {
             return Ok(None);
         }
@@ -143,9 +145,8 @@ impl<'a> Decision<'a> {
     /// One branch alone is about this.
     fn one(&mut self, open: &Open, comparison: &Comparison) -> Result<Option<Id>, String> {
         let subject = Subject::of(comparison);
-        let holds = self.decide(self.assume(open, subject, &|_| true))?;
-        let fails = self.decide(self.assume(open, subject, &|_| false))?;
-        let (Some(holds), Some(fails)) = (holds, fails) else { return Ok(None) };
+        let Some(holds) = self.decide(self.assume(open, subject, &|_| true))? else { return Ok(None) };
+        let Some(fails) = self.decide(self.assume(open, subject, &|_| false))? else { return Ok(None) };
         self.graph.comparison(comparison, holds, fails).map(Some)
     }
 

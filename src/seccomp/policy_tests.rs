@@ -373,7 +373,13 @@ fn more_than_the_kernel_takes_is_refused_and_not_cut() {
         let condition = |index: u64| json!({"index": index, "value": (value * 7919 + index * 104_729) % 65_521, "op": "SCMP_CMP_LT"});
         json!([condition(value % 6), condition((value + 1) % 6), condition((value + 3) % 6)])
     };
-    for args in [&scattered as &dyn Fn(u64) -> Value, &masks, &several] {
+    let masks_of_all = |value: u64| {
+        let mask =
+            |index: u64| (value + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(7 * u32::try_from(index).unwrap());
+        let condition = |index: u64| json!({"index": index, "value": mask(index), "valueTwo": mask(index) & value, "op": "SCMP_CMP_MASKED_EQ"});
+        Value::from((0..6).map(condition).collect::<Vec<_>>())
+    };
+    for args in [&scattered as &dyn Fn(u64) -> Value, &masks, &several, &masks_of_all] {
         let rule = |value| json!({"names": ["ioctl"], "action": "SCMP_ACT_ALLOW", "args": args(value)});
         let rules: Vec<Value> = (0..6000_u64).map(rule).collect();
         let policy = resolve(&json!({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules})).unwrap();
