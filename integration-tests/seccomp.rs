@@ -230,6 +230,12 @@ except OSError as e: print(e.errno)
                 .output();
             assert_eq!((run.code, run.stdout.as_str()), (0, "13\n13\n13\n"), "{run:?}");
         }
+        // How the gate's questions wait is for the policy to say, and means nothing without a gate.
+        let policy = json!({"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]});
+        let killable = scratch.file("killable.json", policy.to_string());
+        for once in [true, false] {
+            sh(caller, &profile(json!({"seccomp_profile": killable, "exec_once": once})), "true").expect_code(0);
+        }
         let refused = Shannot::new(caller).args(["-p"]).args([&path]).args(["run", "nosuchprogram"]).output();
         refused.expect_code(127);
         let report =

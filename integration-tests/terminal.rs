@@ -149,3 +149,20 @@ fn quit_ends_the_command() {
         );
     }
 }
+
+#[test]
+fn a_command_that_stops_itself_does_not_stop_the_clock() {
+    let Some(script) = tool("script") else { return };
+    for caller in callers() {
+        let scratch = Scratch::new();
+        let path = scratch.file("p.json", base_profile().to_string());
+        let line = format!(
+            "{} -p {} run --timeout 1 --kill-after 1 -- sh -c '(sleep 6; echo alive) & kill -STOP $$'",
+            binary().display(),
+            path.display()
+        );
+        let started = std::time::Instant::now();
+        let result = Shannot::through(caller, &script, ["-qec", &line, "/dev/null"]).output().expect_code(124);
+        assert!(!result.stdout.contains("alive") && started.elapsed().as_secs() < 6, "{result:?}");
+    }
+}

@@ -199,18 +199,28 @@ fn check(file: &FilterFile, fix: bool, output: Option<&OsStr>, json: bool) -> Re
         }
         return Ok(if is_bad(&findings) { NO } else { 0 });
     }
-    let Some((mut document, _)) = loaded.policy else {
+    if loaded.policy.is_none() {
         return Err(complain("cannot fix a raw filter").with_hint("fix the policy that it was compiled from"));
-    };
-    document.fix(
-        findings
+    }
+    // A cure may bring to light what it was hidden by: without unshare, clone's namespaces matter.
+    let name = format!("{}, fixed", loaded.name);
+    let mut left = loaded;
+    for _ in 0..3 {
+        let findings = left.findings();
+        let fixes: Vec<_> = findings
             .iter()
             .filter(|finding| finding.severity > Severity::Note)
-            .filter_map(|finding| finding.remedy.as_ref()),
-    );
-    let mut fixed = serde_json::to_string_pretty(&document).map_err(|error| Complaint::new("output", &error, None))?;
-    fixed.push('\n');
-    let left = Loaded::compiled(format!("{}, fixed", loaded.name), loaded.context, document)?;
+            .filter_map(|finding| finding.remedy.as_ref())
+            .collect();
+        if fixes.is_empty() {
+            break;
+        }
+        let Some((mut document, _)) = left.policy.take() else { break };
+        document.fix(fixes);
+        left = Loaded::compiled(name.clone(), left.context, document)?;
+    }
+    let fixed = left.policy.as_ref().map(|(document, _)| serde_json::to_string_pretty(document)).transpose();
+    let fixed = fixed.map_err(|error| Complaint::new("output", &error, None))?.unwrap_or_default() + "\n";
     write(output.unwrap_or(OsStr::new("-")), fixed.as_bytes())?;
     let left_findings = left.findings();
     note(format!("{text}{}", report(&left.name, &left_findings)).trim_end());
@@ -276,6 +286,9 @@ fn eval(file: &FilterFile, syscall: &str, abi: Option<Abi>, words: &[String], js
             complaint.with_hint(&nearest.unwrap_or_else(|| "`shannot seccomp names` lists them".to_owned()))
         })?,
     };
+    if words.len() > 6 {
+        return Err(complain(format!("a call has 6 arguments at most, not {}", words.len())));
+    }
     let mut args = [0; 6];
     for (word, to) in words.iter().zip(&mut args) {
         *to = number(word).ok_or_else(|| complain(format!("{word:?} is no number of up to 64 bits")))?;

@@ -141,10 +141,13 @@ fn expect(plan: &mut Plan, policy: &Policy, host: &Host) {
         Layer::CgroupNamespace,
         Layer::Capabilities,
         Layer::NoNewPrivileges,
-        Layer::Descriptors,
         Layer::Keyring,
     ];
     expected.extend(always.map(|layer| (layer, Enforcement::FULL)));
+    // Only Landlock stands between /proc/self/fd/0 and the file behind it, opened again for writing.
+    let reopened =
+        partial("keeping files behind stdin, stdout and stderr from being opened again: this needs Landlock");
+    expected.insert(Layer::Descriptors, if plan.landlock.is_some() { Enforcement::FULL } else { reopened });
     let when = |condition: bool, why: &str| if condition { Enforcement::FULL } else { off(why) };
     expected.insert(Layer::UserNamespace, when(plan.namespaces.user, "the policy asks for none"));
     expected.insert(Layer::NetworkNamespace, when(plan.namespaces.network, "the policy keeps the host's network"));

@@ -57,7 +57,10 @@ impl<'a> Prepared<'a> {
         let filter = |filter: &crate::seccomp::Filter| {
             let instructions = filter.program.instructions().iter();
             let instructions = instructions.map(|i| libc::sock_filter { code: i.code, jt: i.jt, jf: i.jf, k: i.k });
-            (instructions.collect(), filter.flags.iter().fold(0, |bits, flag| bits | flag_bits(*flag)))
+            // How calls wait for a listener is for the filter that has one.
+            let is_gate = plan.exec_once && plan.filters.first().is_some_and(|first| std::ptr::eq(first, filter));
+            let flags = filter.flags.iter().filter(|flag| is_gate || **flag != Flag::WaitKillableRecv);
+            (instructions.collect(), flags.fold(0, |bits, flag| bits | flag_bits(*flag)))
         };
         Self {
             plan,

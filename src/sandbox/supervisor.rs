@@ -176,6 +176,7 @@ enum Ended {
 struct State {
     forwarded: Option<i32>,
     interrupted_from_terminal: bool,
+    stopped_from_terminal: bool,
     asked_to_end: bool,
     killed: bool,
     is_long: bool,
@@ -286,6 +287,7 @@ impl Watch {
             let from_terminal = is_from_kernel(&info);
             let signal = i32::try_from(info.ssi_signo).unwrap_or(0);
             self.state.interrupted_from_terminal |= from_terminal && signal == libc::SIGINT;
+            self.state.stopped_from_terminal |= from_terminal && signal == libc::SIGTSTP;
             // The terminal signals its whole foreground group, and the command is in it.
             if from_terminal && !self.new_session {
                 continue;
@@ -299,7 +301,13 @@ impl Watch {
 
     /// The command stopped (Ctrl-Z, or by itself). A shell waits for us, so it must see us stop too; without a
     /// terminal nobody would start us again, and the timeout must go on.
-    fn stop_with_command(&self) {
+    ///
+    /// With a timeout only a key of the terminal stops us: a command that stops itself must not stop the clock.
+    fn stop_with_command(&mut self) {
+        let by_key = std::mem::take(&mut self.state.stopped_from_terminal);
+        if self.timeout.is_some() && !by_key {
+            return;
+        }
         let has_terminal = !self.new_session && tcgetpgrp(sys::borrow_number(libc::STDIN_FILENO)).is_ok();
         // A process can always stop itself; one that could not would go on waiting, which is as safe.
         if has_terminal && kill(Pid::this(), Signal::SIGSTOP).is_err() {}

@@ -1,6 +1,6 @@
 //! Remedies that a program can apply to a policy document.
 
-use super::oci::{ActionName, Document, Rule};
+use super::oci::{ActionName, Argument, Document, Operator, Rule};
 
 /// A change of a policy that cures a finding.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,15 +11,6 @@ pub enum Fix {
     Enosys(Vec<String>),
     /// Take these out of the rules that let them through.
     Remove(Vec<String>),
-    /// Correct a name.
-    Rename {
-        /// Index of the rule.
-        place: usize,
-        /// As it is.
-        from: String,
-        /// As it should be.
-        to: String,
-    },
 }
 
 const ENOSYS: u32 = 38;
@@ -27,9 +18,7 @@ const ENOSYS: u32 = 38;
 impl Document {
     /// Applies remedies.
     pub fn fix<'a>(&mut self, fixes: impl IntoIterator<Item = &'a Fix>) {
-        // Names first: the others may take rules out, and places are counted with them.
-        let (names, others): (Vec<_>, Vec<_>) = fixes.into_iter().partition(|fix| matches!(fix, Fix::Rename { .. }));
-        for fix in names.into_iter().chain(others) {
+        for fix in fixes {
             self.apply(fix);
         }
     }
@@ -38,7 +27,14 @@ impl Document {
         match fix {
             Fix::Allow(names) => {
                 self.take_out(names, |_| true);
-                self.add(names, ActionName::Allow, None, "needed by ordinary programs");
+                let (clone, others): (Vec<String>, Vec<String>) =
+                    names.iter().cloned().partition(|name| name == "clone");
+                if !others.is_empty() {
+                    self.add(&others, ActionName::Allow, None, "needed by ordinary programs");
+                }
+                if !clone.is_empty() {
+                    self.add_clone();
+                }
             }
             Fix::Enosys(names) => {
                 self.take_out(names, |_| true);
@@ -48,14 +44,6 @@ impl Document {
                 self.take_out(names, |rule| matches!(rule.action, ActionName::Allow | ActionName::Log));
                 if matches!(self.default_action, ActionName::Allow | ActionName::Log) {
                     self.add(names, ActionName::Errno, None, "changes the machine, or reaches out of a sandbox");
-                }
-            }
-            Fix::Rename { place, from, to } => {
-                if let Some(rule) = self.syscalls.iter_mut().flatten().nth(*place) {
-                    let names = rule.names.iter_mut().flatten().chain(&mut rule.name);
-                    for name in names.filter(|name| *name == from) {
-                        name.clone_from(to);
-                    }
                 }
             }
         }
@@ -71,6 +59,15 @@ impl Document {
         let names_any = |rule: &Rule| rule.names.as_ref().is_some_and(|names| !names.is_empty()) || rule.name.is_some();
         if let Some(rules) = &mut self.syscalls {
             rules.retain(names_any);
+        }
+    }
+
+    /// clone without new namespaces (linux/sched.h, CLONE_NEW*).
+    fn add_clone(&mut self) {
+        let no_namespaces = Argument { index: 0, value: 0x7e02_0000, value_two: Some(0), op: Operator::MaskedEqual };
+        self.add(&["clone".to_owned()], ActionName::Allow, None, "processes and threads, but no namespaces");
+        if let Some(rule) = self.syscalls.iter_mut().flatten().last() {
+            rule.args = Some(vec![no_namespaces]);
         }
     }
 

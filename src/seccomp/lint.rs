@@ -8,6 +8,7 @@ use super::action::Action;
 use super::analyze::Verdicts;
 use super::calls;
 use super::fix::Fix;
+use super::interpret::Call;
 use super::lint_rules as rules;
 use super::oci::Document;
 use super::policy::Policy;
@@ -168,6 +169,7 @@ impl Subject<'_> {
         self.dangerous(&mut findings);
         self.other_interfaces(&mut findings);
         self.asked(&mut findings);
+        self.namespaces(&mut findings);
         if let Some((document, policy)) = self.policy {
             self.clone_flags(policy, &mut findings);
             rules::unknown_names(document, &mut findings);
@@ -352,6 +354,27 @@ impl Subject<'_> {
                 symptom: "`shannot run` refuses it, for it serves no listener; elsewhere such calls fail with ENOSYS without one".to_owned(),
                 fix: "use SCMP_ACT_ERRNO, or SCMP_ACT_LOG to see who calls".to_owned(),
                 remedy: None,
+            });
+        }
+    }
+
+    /// clone makes the namespaces that unshare may not.
+    fn namespaces(&self, findings: &mut Vec<Finding>) {
+        // CLONE_NEWUSER | SIGCHLD (linux/sched.h).
+        let call =
+            |nr| Call { nr, arch: self.native.audit_arch(), args: [0x1000_0011, 0, 0, 0, 0, 0], ..Call::default() };
+        let passes = self.native.number("clone").is_some_and(|nr| self.program.run(&call(nr)).lets_through());
+        let Some(verdicts) = self.verdicts("clone").filter(|_| passes) else { return };
+        if self.verdicts("unshare").is_some_and(|unshare| !unshare.may_pass()) {
+            findings.push(Finding {
+                severity: Severity::Warning,
+                kind: "namespaces",
+                calls: vec!["clone".to_owned(), "unshare".to_owned()],
+                place: self.place("clone", &verdicts),
+                fault: "unshare is refused, and clone may make the same namespaces".to_owned(),
+                symptom: "none for programs; but a new user namespace holds every capability over itself".to_owned(),
+                fix: "allow clone on condition that arg0 & 0x7e020000 == 0".to_owned(),
+                remedy: Some(Fix::Allow(vec!["clone".to_owned()])),
             });
         }
     }
