@@ -150,6 +150,7 @@ fn a_plan_says_what_an_older_kernel_lacks() {
     assert!(text.contains("new session"), "kill(0) is not confined by this ABI: {text}");
     host.landlock = Landlock::NotEnabled;
     let text = plan("minimal", &host).to_string();
+    assert!(text.contains("descriptors        partial (without keeping files behind stdin"), "{text}");
     assert!(text.contains("landlock-fs        off (Landlock is built in but not enabled at boot)"), "{text}");
 }
 

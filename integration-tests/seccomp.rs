@@ -241,6 +241,10 @@ except OSError as e: print(e.errno)
         let report =
             Shannot::new(caller).profile(&once).args(["run", "--dry-run=json", "true"]).output().expect_code(0);
         report.expect_stdout("\"exec-once\": {");
+        // The gate is no filter of the policy's, and is not taken for one.
+        let gate_alone = profile(json!({"exec_once": true, "seccomp_profile": "none"}));
+        let text = Shannot::new(caller).profile(&gate_alone).args(["run", "--dry-run", "true"]).output().expect_code(0);
+        text.expect_stdout("seccomp            off (the policy asks for no filter)");
     }
 }
 

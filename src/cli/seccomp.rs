@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::args::{FilterFile, Seccomp};
 use super::output::{self, Complaint, note};
 use crate::seccomp::{
-    Abi, Call, Context, Document, Explanation, Filter, Finding, Policy, Preset, Program, Severity, Subject, is_json,
+    Abi, Call, Context, Document, Explanation, Finding, Policy, Preset, Program, Severity, Subject, is_json,
     kernel_version, nearest,
 };
 use crate::sys;
@@ -36,6 +36,10 @@ fn complain(message: impl Into<String>) -> Complaint {
     Complaint::plain("seccomp", message)
 }
 
+fn unusable(name: &str, error: &dyn std::fmt::Display) -> Complaint {
+    complain(format!("cannot use {name:?}: {error}"))
+}
+
 /// What a command works on.
 struct Loaded {
     name: String,
@@ -48,19 +52,17 @@ impl Loaded {
     fn new(file: &FilterFile) -> Result<Self, Complaint> {
         let context = context(file)?;
         let (name, bytes) = read(&file.file)?;
-        let refuse = |error: &dyn std::fmt::Display| complain(format!("cannot use {name:?}: {error}"));
         if !is_json(&bytes) {
-            let filter = Filter::from_bytes(&name, &bytes, &context).map_err(|error| refuse(&error))?;
-            return Ok(Self { name, context, program: filter.program, policy: None });
+            let program = Program::from_bytes(&bytes).map_err(|error| unusable(&name, &error))?;
+            return Ok(Self { name, context, program, policy: None });
         }
-        let document = Document::parse(&bytes).map_err(|error| refuse(&error))?;
+        let document = Document::parse(&bytes).map_err(|error| unusable(&name, &error))?;
         Self::compiled(name, context, document)
     }
 
     fn compiled(name: String, context: Context, document: Document) -> Result<Self, Complaint> {
-        let refuse = |error: &dyn std::fmt::Display| complain(format!("cannot use {name:?}: {error}"));
-        let policy = Policy::new(&document, &context).map_err(|error| refuse(&error))?;
-        let program = Program::compile(&policy).map_err(|error| refuse(&error))?;
+        let policy = Policy::new(&document, &context).map_err(|error| unusable(&name, &error))?;
+        let program = Program::compile(&policy).map_err(|error| unusable(&name, &error))?;
         Ok(Self { name, context, program, policy: Some((document, policy)) })
     }
 

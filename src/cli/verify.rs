@@ -69,10 +69,10 @@ fn task(policy: &Policy, plan: &Plan, host: &Host) -> Task {
         no_tcp: is_on(Layer::LandlockNet),
         fresh_proc: plan.expected.get(&Layer::Procfs).is_some_and(Enforcement::is_full),
         landlock: plan.landlock.is_some(),
-        seccomp: !plan.filters.is_empty(),
+        seccomp: plan.has_filter(),
         exec_once: plan.exec_once,
         no_user_namespaces: is_on(Layer::UsernsLimit),
-        no_memory_files: is_on(Layer::Allowlist) && plan.executables.is_some() && !plan.filters.is_empty(),
+        no_memory_files: is_on(Layer::Allowlist) && plan.executables.is_some() && plan.has_filter(),
         loader: forbidden
             .as_ref()
             .and_then(|_| plan.executables.as_ref()?.loaders.first())

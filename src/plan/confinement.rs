@@ -153,10 +153,7 @@ fn expect(plan: &mut Plan, policy: &Policy, host: &Host) {
     expected.insert(Layer::NetworkNamespace, when(plan.namespaces.network, "the policy keeps the host's network"));
     expected.insert(Layer::Environment, when(!policy.environment.inherit, "the policy inherits the caller's"));
     expected.insert(Layer::UsernsLimit, userns_limit(plan));
-    expected.insert(
-        Layer::Seccomp,
-        when(plan.filters.len() > usize::from(plan.exec_once), "the policy asks for no filter"),
-    );
+    expected.insert(Layer::Seccomp, when(plan.has_filter(), "the policy asks for no filter"));
     if plan.exec_once {
         expected.insert(Layer::ExecOnce, Enforcement::by("seccomp, asked about each execve"));
     }
@@ -180,7 +177,7 @@ fn expect(plan: &mut Plan, policy: &Policy, host: &Host) {
             Some(executables) if !executables.library_folders.is_empty() => {
                 partial("keeping the dynamic loader from programs in the library folders")
             }
-            Some(_) if plan.filters.is_empty() => {
+            Some(_) if !plan.has_filter() => {
                 partial("refusing programs in memory files: the policy asks for no filter")
             }
             Some(_) => Enforcement::FULL,
@@ -193,10 +190,10 @@ fn expect(plan: &mut Plan, policy: &Policy, host: &Host) {
 }
 
 fn userns_limit(plan: &Plan) -> Enforcement {
-    match (plan.namespaces.user, plan.filters.is_empty()) {
+    match (plan.namespaces.user, plan.has_filter()) {
         (true, _) => Enforcement::by("user.max_user_namespaces"),
-        (false, false) => Enforcement::by("seccomp"),
-        (false, true) => off("without a user namespace the limit is the host's, and the policy asks for no filter"),
+        (false, true) => Enforcement::by("seccomp"),
+        (false, false) => off("without a user namespace the limit is the host's, and the policy asks for no filter"),
     }
 }
 

@@ -214,6 +214,11 @@ impl Plan {
         self.executables.is_some()
     }
 
+    /// Whether a filter of the policy is in force; the gate of `exec_once` looks at nothing but execve.
+    pub fn has_filter(&self) -> bool {
+        self.filters.len() > usize::from(self.exec_once)
+    }
+
     /// Under a kernel-held allowlist nothing is executable but the allowed files, which are bound over themselves.
     fn mark_noexec(&mut self) {
         let Some(executables) = &self.executables else { return };

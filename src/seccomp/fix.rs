@@ -14,6 +14,9 @@ pub enum Fix {
 }
 
 const ENOSYS: u32 = 38;
+/// Of clone's flags, no CLONE_NEW* (linux/sched.h).
+const NO_NAMESPACES: Argument =
+    Argument { index: 0, value: 0x7e02_0000, value_two: Some(0), op: Operator::MaskedEqual };
 
 impl Document {
     /// Applies remedies.
@@ -29,21 +32,20 @@ impl Document {
                 self.take_out(names, |_| true);
                 let (clone, others): (Vec<String>, Vec<String>) =
                     names.iter().cloned().partition(|name| name == "clone");
-                if !others.is_empty() {
-                    self.add(&others, ActionName::Allow, None, "needed by ordinary programs");
-                }
-                if !clone.is_empty() {
-                    self.add_clone();
-                }
+                self.add(&others, Rule { action: ActionName::Allow, ..rule("needed by ordinary programs") });
+                let args = Some(vec![NO_NAMESPACES]);
+                let clone_rule = rule("processes and threads, but no namespaces");
+                self.add(&clone, Rule { action: ActionName::Allow, args, ..clone_rule });
             }
             Fix::Enosys(names) => {
                 self.take_out(names, |_| true);
-                self.add(names, ActionName::Errno, Some(ENOSYS), "programs go on with an older call after ENOSYS only");
+                let enosys = rule("programs go on with an older call after ENOSYS only");
+                self.add(names, Rule { errno_ret: Some(ENOSYS), ..enosys });
             }
             Fix::Remove(names) => {
                 self.take_out(names, |rule| matches!(rule.action, ActionName::Allow | ActionName::Log));
                 if matches!(self.default_action, ActionName::Allow | ActionName::Log) {
-                    self.add(names, ActionName::Errno, None, "changes the machine, or reaches out of a sandbox");
+                    self.add(names, rule("changes the machine, or reaches out of a sandbox"));
                 }
             }
         }
@@ -62,32 +64,30 @@ impl Document {
         }
     }
 
-    /// clone without new namespaces (linux/sched.h, CLONE_NEW*).
-    fn add_clone(&mut self) {
-        let no_namespaces = Argument { index: 0, value: 0x7e02_0000, value_two: Some(0), op: Operator::MaskedEqual };
-        self.add(&["clone".to_owned()], ActionName::Allow, None, "processes and threads, but no namespaces");
-        if let Some(rule) = self.syscalls.iter_mut().flatten().last() {
-            rule.args = Some(vec![no_namespaces]);
-        }
-    }
-
-    fn add(&mut self, names: &[String], action: ActionName, errno: Option<u32>, why: &str) {
-        let comment = format!("shannot seccomp check --fix: {why}");
-        let rules = self.syscalls.get_or_insert_default();
-        if let Some(rule) = rules.iter_mut().find(|rule| rule.comment.as_deref() == Some(&comment)) {
-            rule.names.get_or_insert_default().extend(names.iter().cloned());
+    /// Adds names to the rule, which is made when there is none with this comment.
+    fn add(&mut self, names: &[String], rule: Rule) {
+        if names.is_empty() {
             return;
         }
-        rules.push(Rule {
-            names: Some(names.to_vec()),
-            name: None,
-            action,
-            errno_ret: errno,
-            errno: None,
-            args: None,
-            comment: Some(comment),
-            includes: None,
-            excludes: None,
-        });
+        let rules = self.syscalls.get_or_insert_default();
+        match rules.iter_mut().find(|known| known.comment == rule.comment) {
+            Some(known) => known.names.get_or_insert_default().extend(names.iter().cloned()),
+            None => rules.push(Rule { names: Some(names.to_vec()), ..rule }),
+        }
+    }
+}
+
+/// A rule that refuses, with the reason why it was added.
+fn rule(why: &str) -> Rule {
+    Rule {
+        names: None,
+        name: None,
+        action: ActionName::Errno,
+        errno_ret: None,
+        errno: None,
+        args: None,
+        comment: Some(format!("shannot seccomp check --fix: {why}")),
+        includes: None,
+        excludes: None,
     }
 }

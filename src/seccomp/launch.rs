@@ -29,22 +29,23 @@ impl Program {
     /// Whether the program would refuse the very call that starts a command, and how.
     pub fn refuses_launch(&self) -> Option<Action> {
         let [execve, _] = NATIVE;
-        let verdict = self.run(&Call { nr: execve, arch: Abi::NATIVE.audit_arch(), ..Call::default() });
+        let verdict = self.answer(execve, [0; 6]);
         (!verdict.lets_through()).then_some(verdict)
     }
 
     /// Whether more filters can be installed under this one by seccomp(2), SECCOMP_SET_MODE_FILTER.
     pub fn lets_seccomp(&self) -> bool {
-        self.lets(number(nix::libc::SYS_seccomp), [1, 0, 0, 0, 0, 0])
+        self.answer(number(nix::libc::SYS_seccomp), [1, 0, 0, 0, 0, 0]).lets_through()
     }
 
     /// The same by prctl(2), PR_SET_SECCOMP, SECCOMP_MODE_FILTER, which takes no flags.
     pub fn lets_prctl(&self) -> bool {
-        self.lets(number(nix::libc::SYS_prctl), [22, 2, 0, 0, 0, 0])
+        self.answer(number(nix::libc::SYS_prctl), [22, 2, 0, 0, 0, 0]).lets_through()
     }
 
-    fn lets(&self, nr: u32, args: [u64; 6]) -> bool {
-        self.run(&Call { nr, arch: Abi::NATIVE.audit_arch(), args, ..Call::default() }).lets_through()
+    /// To a native call.
+    fn answer(&self, nr: u32, args: [u64; 6]) -> Action {
+        self.run(&Call { nr, arch: Abi::NATIVE.audit_arch(), args, ..Call::default() })
     }
 
     /// The same program, but execve and execveat of the native interface are left to [`Program::launch_gate`].
