@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use shannot::host::{Files, Host, Kind, Landlock, Program};
+use shannot::host::{Capabilities, Files, Host, Kind, Landlock, Program};
 use shannot::plan::Plan;
 use shannot::profile::{Caller, Overrides, Profile};
 
@@ -99,6 +99,7 @@ impl Files for Distribution {
 
 fn host() -> Host {
     Host {
+        capabilities: Capabilities::default(),
         uid: 1000,
         gid: 1000,
         environment: vec![

@@ -388,6 +388,17 @@ pub fn drop_bounding(capability: u8) -> Result<bool> {
     }
 }
 
+/// PR_CAP_AMBIENT_RAISE by number.
+///
+/// # Errors
+/// EPERM if it is not permitted and inheritable; EINVAL if the kernel has no such capability.
+pub fn raise_ambient(capability: u8) -> Result<()> {
+    let raise = c_ulong::from(libc::PR_CAP_AMBIENT_RAISE.cast_unsigned());
+    // SAFETY: prctl with integer arguments.
+    let result = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, raise, c_ulong::from(capability), 0, 0) };
+    check(c_long::from(result)).map(drop)
+}
+
 /// PR_CAPBSET_READ: whether a capability is in the bounding set; `None` if the kernel does not know it.
 ///
 /// # Errors
@@ -472,24 +483,39 @@ pub fn answer_question(listener: BorrowedFd<'_>, id: u64, refusal: Option<Errno>
     check(c_long::from(result)).map(drop)
 }
 
-/// recvmsg(2) of one record, and of a descriptor that may come with it.
+/// What [`receive_with_descriptor`] got.
+#[derive(Debug)]
+pub struct Came {
+    /// Bytes of the record.
+    pub length: usize,
+    /// A descriptor that came with it.
+    pub descriptor: Option<OwnedFd>,
+    /// Who sent it, in this pid namespace, where the socket has SO_PASSCRED.
+    pub sender: Option<Pid>,
+}
+
+/// recvmsg(2) of one record, and of what may come with it.
 ///
 /// # Errors
 /// As recvmsg(2).
-pub fn receive_with_descriptor(socket: BorrowedFd<'_>, record: &mut [u8]) -> Result<(usize, Option<OwnedFd>)> {
-    let mut control = nix::cmsg_space!(RawFd);
+pub fn receive_with_descriptor(socket: BorrowedFd<'_>, record: &mut [u8]) -> Result<Came> {
+    let mut control = nix::cmsg_space!(RawFd, libc::ucred);
     let mut parts = [IoSliceMut::new(record)];
     let received = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
-    let mut descriptor = None;
+    let mut came = Came { length: received.bytes, descriptor: None, sender: None };
     for message in received.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(numbers) = message {
-            for number in numbers {
-                // SAFETY: the kernel has just made this descriptor for us, and nobody else knows its number.
-                descriptor = Some(unsafe { OwnedFd::from_raw_fd(number) });
+        match message {
+            ControlMessageOwned::ScmRights(numbers) => {
+                for number in numbers {
+                    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows its number.
+                    came.descriptor = Some(unsafe { OwnedFd::from_raw_fd(number) });
+                }
             }
+            ControlMessageOwned::ScmCredentials(sender) => came.sender = Some(Pid::from_raw(sender.pid())),
+            _ => {}
         }
     }
-    Ok((received.bytes, descriptor))
+    Ok(came)
 }
 
 /// keyctl(2), KEYCTL_JOIN_SESSION_KEYRING: a new anonymous session keyring. `false`: the kernel has no keyrings.

@@ -2,6 +2,8 @@
 
 use std::ffi::{OsStr, OsString};
 
+use crate::policy::OverlayTop;
+
 /// An option with its arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Flag {
@@ -87,22 +89,8 @@ pub enum Flag {
         /// Inside.
         dest: OsString,
     },
-}
-
-/// What is on top of an overlay.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum OverlayTop {
-    /// Directories of the host's.
-    Host {
-        /// Takes the changes.
-        upper: OsString,
-        /// overlayfs's own.
-        work: OsString,
-    },
-    /// A tmpfs.
-    Tmpfs,
-    /// Nothing: read-only.
-    Nothing,
+    /// `--debug-opt=force-openat-fallback`.
+    WalkByHand,
 }
 
 macro_rules! options {
@@ -260,8 +248,9 @@ impl Flag {
             Flag::Symlink { text, dest } => vec!["--symlink".into(), text.clone(), dest.clone()],
             Flag::Chmod { mode, path } => vec!["--chmod".into(), format!("{mode:o}").into(), path.clone()],
             Flag::Overlay { top: OverlayTop::Host { upper, work }, dest, .. } => {
-                vec!["--overlay".into(), upper.clone(), work.clone(), dest.clone()]
+                vec!["--overlay".into(), upper.into(), work.into(), dest.clone()]
             }
+            Flag::WalkByHand => vec!["--debug-opt=force-openat-fallback".into()],
             Flag::Overlay { top: OverlayTop::Tmpfs, dest, .. } => vec!["--tmp-overlay".into(), dest.clone()],
             Flag::Overlay { top: OverlayTop::Nothing, dest, .. } => vec!["--ro-overlay".into(), dest.clone()],
         }

@@ -4,7 +4,8 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
-use super::flag::{BindAccess, DataUse, Fd, Flag, OverlayTop, Switch, Text, bind_word};
+use super::flag::{BindAccess, DataUse, Fd, Flag, Switch, Text, bind_word};
+use crate::policy::OverlayTop;
 
 /// bubblewrap.c, MAX_ARGS.
 const MOST_WORDS: usize = 9000;
@@ -67,7 +68,7 @@ pub enum LexError {
     )]
     DanglingOverlaySource,
     /// An overlay with too little below.
-    #[error("{option} requires at least {count} --overlay-src")]
+    #[error("{option} requires at least {} --overlay-src", if *.count == 1 { "one" } else { "two" })]
     OverlaySources {
         /// The option.
         option: &'static str,
@@ -77,6 +78,15 @@ pub enum LexError {
     /// More words than bubblewrap takes.
     #[error("Exceeded maximum number of arguments {MOST_WORDS}")]
     TooMany,
+    /// `--args` in what `--args` brought.
+    #[error("--args not supported in arguments file")]
+    NestedArgs,
+    /// The descriptor of `--args` can't be read.
+    #[error("Can't read --args data: {0}")]
+    ArgsData(String),
+    /// An option for upstream's own developers, of which there is one.
+    #[error("Unknown --debug-opt value: {}", .0.to_string_lossy())]
+    DebugOption(OsString),
 }
 
 /// Options that change the one behind them.
@@ -87,44 +97,112 @@ struct Modifiers {
     overlay_sources: Vec<OsString>,
 }
 
-/// Takes a command line apart.
+/// Reads what `--args` names to its end.
+pub type ReadArgs<'a> = &'a mut dyn FnMut(i32) -> Result<Vec<u8>, String>;
+
+/// Takes a command line apart. `--args` stays an option.
 ///
 /// # Errors
 /// [`LexError`], with bubblewrap's own text.
 pub fn lex(words: &[OsString]) -> Result<Lexed, LexError> {
-    if words.len() > MOST_WORDS {
-        return Err(LexError::TooMany);
+    let mut lexer = Lexer::new(None);
+    lexer.line(words)?;
+    Ok(lexer.lexed)
+}
+
+/// Takes the program's own command line apart: what `--args` names is read and taken apart in its place, and nothing
+/// behind `--help` or `--version` matters. With an error comes what was understood before it.
+///
+/// # Errors
+/// [`LexError`], with bubblewrap's own text.
+pub fn lex_program(words: &[OsString], read: ReadArgs<'_>) -> (Lexed, Result<(), LexError>) {
+    let mut lexer = Lexer::new(Some(read));
+    let result = lexer.line(words);
+    (lexer.lexed, result)
+}
+
+struct Lexer<'a> {
+    lexed: Lexed,
+    modifiers: Modifiers,
+    /// How many words more may come.
+    left: usize,
+    read: Option<ReadArgs<'a>>,
+    /// The words are those of an arguments file.
+    nested: bool,
+    /// What comes does not matter any more.
+    done: bool,
+}
+
+impl<'a> Lexer<'a> {
+    fn new(read: Option<ReadArgs<'a>>) -> Self {
+        let (lexed, modifiers) = (Lexed::default(), Modifiers::default());
+        Self { lexed, modifiers, left: MOST_WORDS, read, nested: false, done: false }
     }
-    let mut words = Words(words);
-    let mut lexed = Lexed::default();
-    let mut modifiers = Modifiers::default();
-    while let Some((word, rest)) = words.0.split_first() {
-        if word == "--" {
+
+    fn line(&mut self, words: &[OsString]) -> Result<(), LexError> {
+        let rest = self.options(words)?;
+        // A trailing --perms or --size is accepted by bubblewrap, and means nothing.
+        if !self.modifiers.overlay_sources.is_empty() {
+            return Err(LexError::DanglingOverlaySource);
+        }
+        self.lexed.command = rest.to_vec();
+        Ok(())
+    }
+
+    /// Takes options up to the first word that is none, and gives the rest.
+    fn options<'w>(&mut self, words: &'w [OsString]) -> Result<&'w [OsString], LexError> {
+        self.left = self.left.checked_sub(words.len()).ok_or(LexError::TooMany)?;
+        let mut words = Words(words);
+        while let Some((word, rest)) = words.0.split_first() {
+            if word == "--" {
+                return Ok(rest);
+            }
+            if !word.as_bytes().starts_with(b"-") {
+                break;
+            }
             words.0 = rest;
-            break;
+            if self.modifiers.take_modifier(word, &mut words)? {
+                continue;
+            }
+            let flag = option(word, &mut words, &mut self.modifiers)?;
+            self.done |= self.read.is_some() && matches!(flag, Flag::Switch(Switch::Help | Switch::Version));
+            match (flag, &mut self.read) {
+                (Flag::Fd(Fd::Args, _), Some(_)) if self.nested => return Err(LexError::NestedArgs),
+                (Flag::Fd(Fd::Args, fd), Some(read)) => {
+                    let data = read(fd).map_err(LexError::ArgsData)?;
+                    self.lexed.flags.push(Flag::Fd(Fd::Args, fd));
+                    self.arguments_file(&data)?;
+                }
+                (flag, _) => self.keep(flag)?,
+            }
+            self.modifiers.check_used()?;
+            if self.done {
+                return Ok(&[]);
+            }
         }
-        if !word.as_bytes().starts_with(b"-") {
-            break;
-        }
-        words.0 = rest;
-        if modifiers.take_modifier(word, &mut words)? {
-            continue;
-        }
-        let flag = option(word, &mut words, &mut modifiers)?;
-        modifiers.check_used()?;
-        if matches!(flag, Flag::Text(Text::Argv0, _))
-            && lexed.flags.iter().any(|f| matches!(f, Flag::Text(Text::Argv0, _)))
-        {
+        Ok(words.0)
+    }
+
+    /// What `--args` brought: words that end with NUL. A command in it is not one.
+    fn arguments_file(&mut self, data: &[u8]) -> Result<(), LexError> {
+        let data = data.strip_suffix(b"\0").unwrap_or(data);
+        let word = |word: &[u8]| OsStr::from_bytes(word).to_owned();
+        let words: Vec<OsString> =
+            if data.is_empty() { Vec::new() } else { data.split(|byte| *byte == 0).map(word).collect() };
+        self.nested = true;
+        self.options(&words)?;
+        self.nested = false;
+        Ok(())
+    }
+
+    fn keep(&mut self, flag: Flag) -> Result<(), LexError> {
+        let is_argv0 = |flag: &Flag| matches!(flag, Flag::Text(Text::Argv0, _));
+        if is_argv0(&flag) && self.lexed.flags.iter().any(is_argv0) {
             return Err(LexError::SecondArgv0);
         }
-        lexed.flags.push(flag);
+        self.lexed.flags.push(flag);
+        Ok(())
     }
-    // A trailing --perms or --size is accepted by bubblewrap, and means nothing.
-    if !modifiers.overlay_sources.is_empty() {
-        return Err(LexError::DanglingOverlaySource);
-    }
-    lexed.command = words.0.to_vec();
-    Ok(lexed)
 }
 
 impl Modifiers {
@@ -162,6 +240,9 @@ impl Modifiers {
         if sources.len() < count { Err(LexError::OverlaySources { option, count }) } else { Ok(sources) }
     }
 }
+
+/// `--debug-opt=`, the one option that has its argument in the same word.
+const DEBUG_OPTION: &[u8] = b"--debug-opt=";
 
 /// The words that are left.
 struct Words<'a>(&'a [OsString]);
@@ -241,7 +322,8 @@ fn option_of_its_own(word: &OsStr, words: &mut Words<'_>, modifiers: &mut Modifi
         Some("--overlay") => {
             let [upper, work, dest] = words.take("--overlay", "three arguments")?;
             let sources = modifiers.overlay_sources("--overlay", 1)?;
-            Flag::Overlay { sources, top: OverlayTop::Host { upper, work }, dest }
+            let top = OverlayTop::Host { upper: upper.into(), work: work.into() };
+            Flag::Overlay { sources, top, dest }
         }
         Some("--tmp-overlay") => {
             let dest = words.one("--tmp-overlay")?;
@@ -251,8 +333,16 @@ fn option_of_its_own(word: &OsStr, words: &mut Words<'_>, modifiers: &mut Modifi
             let dest = words.one("--ro-overlay")?;
             Flag::Overlay { sources: modifiers.overlay_sources("--ro-overlay", 2)?, top: OverlayTop::Nothing, dest }
         }
-        _ => return Err(LexError::Unknown(word.to_owned())),
+        _ => return debug_option(word),
     })
+}
+
+fn debug_option(word: &OsStr) -> Result<Flag, LexError> {
+    match word.as_bytes().strip_prefix(DEBUG_OPTION) {
+        Some(b"force-openat-fallback") => Ok(Flag::WalkByHand),
+        Some(value) => Err(LexError::DebugOption(OsStr::from_bytes(value).to_owned())),
+        None => Err(LexError::Unknown(word.to_owned())),
+    }
 }
 
 fn bind_option(word: &OsStr) -> Option<(BindAccess, bool)> {

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::{Access, FsOp, Network, Policy, SandboxPath, Workdir};
+use crate::policy::{Access, FsOp, Network, OverlayTop, Policy, SandboxPath, Workdir};
 
 fn complaint(line: &str) -> String {
     let words: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
@@ -127,7 +127,7 @@ fn flags() -> impl Strategy<Value = Flag> {
         (proptest::collection::vec(word(), 2..4), word(), word(), word(), 0..3).prop_map(
             |(sources, upper, work, dest, which)| {
                 let top = match which {
-                    0 => OverlayTop::Host { upper, work },
+                    0 => OverlayTop::Host { upper: upper.into(), work: work.into() },
                     1 => OverlayTop::Tmpfs,
                     _ => OverlayTop::Nothing,
                 };

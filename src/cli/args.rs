@@ -60,6 +60,17 @@ pub(super) enum Command {
     /// Compile, check and explain filters of system calls
     #[command(subcommand)]
     Seccomp(Seccomp),
+    /// bubblewrap's command line: as the program shannot-bwrap
+    #[command(
+        disable_help_flag = true,
+        after_help = "`shannot bwrap --explain …` prints what would be done and what a hardened profile would add, `shannot bwrap \
+                      --to-profile …` the equivalent profile; both stand before bubblewrap's options, which `shannot bwrap --help` lists."
+    )]
+    Bwrap {
+        /// bubblewrap's options, and the command
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        arguments: Vec<OsString>,
+    },
     /// Print a completion script for a shell
     Completions {
         /// For which shell

@@ -1,6 +1,7 @@
 //! The command line of `shannot`: flags, text and JSON output, exit codes. Decides nothing about the sandbox.
 
 mod args;
+mod bwrap;
 mod canary;
 mod output;
 mod profiles;
@@ -17,6 +18,8 @@ use self::args::{Cli, Command, Common, Options};
 use self::output::{Complaint, ErrorFormat, note};
 use crate::sys;
 
+pub use bwrap::main as bwrap_main;
+
 /// Runs the program with the process's own arguments and gives its exit code.
 pub fn main() -> u8 {
     let arguments: Vec<OsString> = std::env::args_os().collect();
@@ -24,6 +27,12 @@ pub fn main() -> u8 {
         && word == canary::WORD
     {
         return canary_main(task);
+    }
+    if let [_, word, rest @ ..] = arguments.as_slice()
+        && word == "bwrap"
+    {
+        // Its words are bubblewrap's, not clap's.
+        return bwrap::subcommand(rest);
     }
     let format = wanted_format(&arguments);
     if let Some(number) = sys::closed_standard_descriptor() {
@@ -92,6 +101,7 @@ fn dispatch(cli: Cli) -> Result<u8, Complaint> {
             output::result_bytes(&text).map(|()| 0)
         }
         Command::Man => manual().map(|()| 0),
+        Command::Bwrap { arguments } => Ok(bwrap::subcommand(&arguments)),
     }
 }
 

@@ -63,7 +63,7 @@ fn task(policy: &Policy, plan: &Plan, host: &Host) -> Task {
         read_only: targets(|step| matches!(step, Step::Bind { attributes, .. } if attributes.read_only)),
         hidden: targets(|step| matches!(step, Step::Hide { .. })),
         writable: targets(|step| matches!(step, Step::Tmpfs { .. })),
-        root_is_sealed: plan.seal_root,
+        root_is_sealed: plan.root.seal,
         environment: plan.command.environment.iter().map(|(name, _)| name.to_string_lossy().into_owned()).collect(),
         network_isolated: policy.network != Network::Host,
         no_tcp: is_on(Layer::LandlockNet),

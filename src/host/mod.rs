@@ -21,6 +21,8 @@ pub struct Host {
     pub uid: u32,
     /// The caller's group id.
     pub gid: u32,
+    /// The caller's capabilities.
+    pub capabilities: Capabilities,
     /// The caller's environment.
     pub environment: Vec<(OsString, OsString)>,
     /// The caller's directory, if it can be named.
@@ -42,6 +44,17 @@ pub struct Terminal {
     pub descriptor: u8,
     /// Its device node on the host, if it has a name there.
     pub path: Option<PathBuf>,
+    /// That of the terminal on stdout, if there is one.
+    pub stdout: Option<PathBuf>,
+}
+
+/// Sets of capabilities, a bit a number (capabilities(7)).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// In force.
+    pub effective: u64,
+    /// What can be in force.
+    pub permitted: u64,
 }
 
 /// What Landlock the kernel offers.
@@ -71,6 +84,7 @@ impl Host {
         Self {
             uid: nix::unistd::geteuid().as_raw(),
             gid: nix::unistd::getegid().as_raw(),
+            capabilities: probe_capabilities(),
             environment: std::env::vars_os().collect(),
             cwd: std::env::current_dir().ok(),
             landlock: probe_landlock(),
@@ -99,6 +113,14 @@ impl fmt::Debug for Host {
     }
 }
 
+fn probe_capabilities() -> Capabilities {
+    let bits = |set| {
+        let held = caps::read(None, set).unwrap_or_default();
+        held.into_iter().fold(0, |bits, capability| bits | capability.bitmask())
+    };
+    Capabilities { effective: bits(caps::CapSet::Effective), permitted: bits(caps::CapSet::Permitted) }
+}
+
 fn probe_landlock() -> Landlock {
     match sys::landlock_abi() {
         Ok(abi) => Landlock::Abi(abi),
@@ -111,8 +133,9 @@ fn probe_terminal() -> Option<Terminal> {
     let is_terminal =
         [std::io::stdin().is_terminal(), std::io::stdout().is_terminal(), std::io::stderr().is_terminal()];
     let descriptor = u8::try_from(is_terminal.iter().position(|yes| *yes)?).ok()?;
-    let path = std::fs::read_link(format!("/proc/self/fd/{descriptor}")).ok().filter(|path| path.starts_with("/dev"));
-    Some(Terminal { descriptor, path })
+    let name = |fd| std::fs::read_link(format!("/proc/self/fd/{fd}")).ok().filter(|path| path.starts_with("/dev"));
+    let [_, on_stdout, _] = is_terminal;
+    Some(Terminal { descriptor, path: name(descriptor), stdout: on_stdout.then(|| name(1)).flatten() })
 }
 
 /// Why a user namespace was refused, as far as this machine's files tell, and what to do.

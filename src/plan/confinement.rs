@@ -65,6 +65,11 @@ pub enum Rights {
 }
 
 pub(super) fn decide(plan: &mut Plan, policy: &Policy, host: &Host) -> Result<(), PlanError> {
+    if policy.bubblewrap.is_some() {
+        // Nothing but what was asked for: its clients build sandboxes inside.
+        plan.expected = super::bubblewrap::expect(plan, policy);
+        return Ok(());
+    }
     plan.landlock = landlock(plan, policy, host);
     // Without Landlock's signal scope kill(0) reaches the caller's whole process group, which the pid
     // namespace does not divide: then the command gets a session of its own.

@@ -1,6 +1,7 @@
 //! Decides, once and in full, what a run will do on this host and what protection results. Pure: everything
 //! it needs to know is in `Policy` and `Host`. `sandbox` carries the plan out and decides nothing.
 
+mod bubblewrap;
 mod confinement;
 mod error;
 mod executables;
@@ -17,15 +18,16 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use crate::host::Host;
-use crate::policy::{Limits, Network, Policy, SandboxPath, Workdir};
+use crate::policy::{self, Limits, Network, Policy, SandboxPath, Workdir};
 use crate::report::Effective;
 use crate::seccomp::{self, Filter, Flag, Program};
 use crate::sys;
 
+pub use bubblewrap::{BubblewrapPlan, CapabilityPlan};
 pub use confinement::{LandlockPlan, Rights, Rule, RuleObject};
 pub use error::PlanError;
 pub use executables::Executables;
-pub use root::{Attributes, Skipped, Step};
+pub use root::{Attributes, RootRules, Skipped, Step};
 
 /// Everything that will be done, in the order in which it will be done.
 #[derive(Debug, Clone, Serialize)]
@@ -38,6 +40,9 @@ pub struct Plan {
     pub namespaces: Namespaces,
     /// The caller's ids, the only ones that are mapped.
     pub ids: Ids,
+    /// What they are inside, if they are others there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ids_inside: Option<Ids>,
     /// The host name inside.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
@@ -45,8 +50,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// What is not bound because it is not there.
     pub skipped: Vec<Skipped>,
-    /// The root that the steps are built on is made read-only in the end.
-    pub seal_root: bool,
+    /// How the new root is built where the steps leave it open.
+    pub root: RootRules,
     /// The allowlist, where the kernel holds it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub executables: Option<Executables>,
@@ -77,6 +82,9 @@ pub struct Plan {
     pub mount_api: bool,
     /// What will be in force when the command starts.
     pub expected: Effective,
+    /// What bubblewrap's command line asks for besides; then its contract holds (bubblewrap's manual page).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bubblewrap: Option<BubblewrapPlan>,
 }
 
 /// What runs.
@@ -95,7 +103,7 @@ pub struct CommandPlan {
     pub workdir: Vec<PathBuf>,
 }
 
-/// Which namespaces are new. The mount and pid namespaces always are.
+/// Which namespaces are new. The mount namespace always is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Namespaces {
     /// A user namespace.
@@ -105,14 +113,22 @@ pub struct Namespaces {
     pub nested_user: bool,
     /// A network namespace.
     pub network: bool,
+    /// A pid namespace.
+    pub pid: bool,
+    /// An IPC namespace.
+    pub ipc: bool,
+    /// A UTS namespace.
+    pub uts: bool,
+    /// A cgroup namespace.
+    pub cgroup: bool,
 }
 
-/// The caller's ids.
+/// A user id and a group id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Ids {
-    /// User id, inside and outside.
+    /// User id.
     pub uid: u32,
-    /// Group id, inside and outside.
+    /// Group id.
     pub gid: u32,
 }
 
@@ -153,6 +169,11 @@ pub struct Timeout {
 }
 
 impl Plan {
+    /// The command's ids.
+    pub fn ids_inside(&self) -> Ids {
+        self.ids_inside.unwrap_or(self.ids)
+    }
+
     /// Decides.
     ///
     /// # Errors
@@ -166,6 +187,8 @@ impl Plan {
             .steps
             .iter()
             .any(|step| matches!(step, Step::Bind { target, .. } | Step::Tmpfs { target, .. } if target.is_root()));
+        let bubblewrap = policy.bubblewrap.as_ref().map(|asked| BubblewrapPlan::new(policy, asked, host));
+        let (namespaces, ids_inside) = namespaces(policy, host, root.has_devpts);
         let filters = filters(policy, executables.is_some())?;
         let mut plan = Self {
             name: policy.name.clone(),
@@ -175,22 +198,19 @@ impl Plan {
                 workdir: workdir(policy, host, &environment),
                 environment,
             },
-            namespaces: Namespaces {
-                user: policy.user_namespace,
-                nested_user: policy.user_namespace && host.uid != 0 && root.has_devpts,
-                network: policy.network != Network::Host,
-            },
+            namespaces,
             ids: Ids { uid: host.uid, gid: host.gid },
+            ids_inside,
             hostname: policy.hostname.clone(),
             steps: root.steps,
             skipped: root.skipped,
-            seal_root: !root_is_chosen,
+            root: root_rules(policy, root_is_chosen),
             prctl_from: prctl_from(&filters)?,
             filters,
             exec_once: policy.exec_once,
             executables,
             landlock: None,
-            rlimits: rlimits(&policy.limits),
+            rlimits: rlimits(policy),
             cpus: policy.limits.cpus,
             tmpfs_size: policy.limits.tmpfs_size,
             timeout: policy.limits.timeout.map(|after| Timeout {
@@ -200,8 +220,11 @@ impl Plan {
             new_session: policy.new_session,
             mount_api: host.mount_api,
             expected: Effective::new(),
+            bubblewrap,
         };
-        if !plan.namespaces.user && host.uid != 0 {
+        let has_user =
+            plan.namespaces.user || plan.bubblewrap.as_ref().is_some_and(|asked| asked.handed.userns.is_some());
+        if !has_user && host.uid != 0 {
             return Err(PlanError::NeedsPrivilege);
         }
         plan.mark_noexec();
@@ -228,6 +251,44 @@ impl Plan {
             }
         }
         self.steps.extend(executables.mounts().map(|target| Step::Executable { target: target.clone() }));
+    }
+}
+
+/// The namespaces, and the ids inside where they differ from the caller's.
+fn namespaces(policy: &Policy, host: &Host, has_devpts: bool) -> (Namespaces, Option<Ids>) {
+    let policy::Namespaces { user, pid, ipc, uts, cgroup } = policy.namespaces;
+    let asked = policy.bubblewrap.as_deref();
+    let caller = Ids { uid: host.uid, gid: host.gid };
+    let inside = Ids {
+        uid: asked.and_then(|asked| asked.uid).unwrap_or(host.uid),
+        gid: asked.and_then(|asked| asked.gid).unwrap_or(host.gid),
+    };
+    // One that somebody else maps is used as it is.
+    let ours = user && asked.is_none_or(|asked| asked.handed.userns_block.is_none());
+    let wants_second = (has_devpts && inside.uid != 0) || asked.is_some_and(|asked| asked.disable_userns);
+    let network = policy.network != Network::Host;
+    let namespaces = Namespaces { user, nested_user: ours && wants_second, network, pid, ipc, uts, cgroup };
+    (namespaces, (inside != caller).then_some(inside))
+}
+
+fn root_rules(policy: &Policy, root_is_chosen: bool) -> RootRules {
+    match &policy.bubblewrap {
+        None => RootRules {
+            seal: !root_is_chosen,
+            make_on_host: false,
+            follow_last: true,
+            receive_mounts: false,
+            lenient: false,
+            walk_by_hand: false,
+        },
+        Some(asked) => RootRules {
+            seal: false,
+            make_on_host: true,
+            follow_last: false,
+            receive_mounts: true,
+            lenient: asked.lenient,
+            walk_by_hand: asked.walk_by_hand,
+        },
     }
 }
 
@@ -345,9 +406,11 @@ fn filters(policy: &Policy, has_allowlist: bool) -> Result<Vec<Filter>, PlanErro
             None => {}
         }
     }
-    // The kernel asks all of them and takes the strictest answer, whatever their order; so those that would refuse the
-    // installation of others come last.
-    filters.sort_by_key(|filter| (!filter.program.lets_seccomp(), !filter.program.lets_prctl()));
+    // The kernel asks all of them and takes the strictest answer, of equals the last one's; so those that would refuse the
+    // installation of others come last. Under bubblewrap's contract the order is the caller's.
+    if policy.bubblewrap.is_none() {
+        filters.sort_by_key(|filter| (!filter.program.lets_seccomp(), !filter.program.lets_prctl()));
+    }
     Ok(filters)
 }
 
@@ -367,11 +430,12 @@ fn prctl_from(filters: &[Filter]) -> Result<usize, PlanError> {
     Ok(from)
 }
 
-fn rlimits(limits: &Limits) -> Vec<Rlimit> {
+fn rlimits(policy: &Policy) -> Vec<Rlimit> {
+    let limits = &policy.limits;
     let limit = |resource, value: Option<u64>| value.map(|value| Rlimit { resource, value });
     [
-        // A core file is a copy of memory that nobody asked for.
-        limit(RlimitResource::Core, Some(0)),
+        // A core file is a copy of memory that nobody asked for; bubblewrap leaves the caller's limit.
+        limit(RlimitResource::Core, policy.bubblewrap.is_none().then_some(0)),
         limit(RlimitResource::AddressSpace, limits.memory),
         limit(RlimitResource::Processes, limits.pids),
         limit(RlimitResource::FileSize, limits.file_size),

@@ -2,15 +2,17 @@
 
 use std::fmt;
 
-use super::{Plan, Rights, RuleObject, Skipped, Step};
+use super::{Attributes, CapabilityPlan, Plan, Rights, RuleObject, Skipped, Step};
+use crate::policy::{OverlayTop, Placement};
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let words: Vec<_> = self.command.argv.iter().map(|word| word.to_string_lossy()).collect();
         writeln!(f, "profile    {}", self.name)?;
         writeln!(f, "command    {}", words.join(" "))?;
-        writeln!(f, "ids        uid {}, gid {}", self.ids.uid, self.ids.gid)?;
-        writeln!(f, "namespaces mount, pid, ipc, uts, cgroup{}", self.more_namespaces())?;
+        let ids = self.ids_inside();
+        writeln!(f, "ids        uid {}, gid {}", ids.uid, ids.gid)?;
+        writeln!(f, "namespaces mount{}", self.more_namespaces())?;
         if let Some(hostname) = &self.hostname {
             writeln!(f, "hostname   {hostname}")?;
         }
@@ -18,7 +20,7 @@ impl fmt::Display for Plan {
         for step in &self.steps {
             writeln!(f, "  {step}")?;
         }
-        if self.seal_root {
+        if self.root.seal {
             writeln!(f, "  make the root itself read-only")?;
         }
         for skipped in &self.skipped {
@@ -47,6 +49,10 @@ impl fmt::Display for Plan {
 impl Plan {
     fn more_namespaces(&self) -> String {
         let names = [
+            (self.namespaces.pid, ", pid"),
+            (self.namespaces.ipc, ", ipc"),
+            (self.namespaces.uts, ", uts"),
+            (self.namespaces.cgroup, ", cgroup"),
             (self.namespaces.user, ", user"),
             (self.namespaces.nested_user, ", user (second)"),
             (self.namespaces.network, ", network"),
@@ -56,18 +62,25 @@ impl Plan {
 
     fn fmt_confinement(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "\nconfine:")?;
-        writeln!(
-            f,
-            "  close descriptors above 2, new session keyring{}",
-            if self.new_session { ", new session" } else { "" }
-        )?;
+        let session = if self.new_session { ", new session" } else { "" };
+        match &self.bubblewrap {
+            None => writeln!(f, "  close descriptors above 2, new session keyring{session}")?,
+            Some(asked) => {
+                let first = if asked.init { "a process of ours reaps" } else { "the command is the first process" };
+                writeln!(f, "  {first}{session}")?;
+            }
+        }
         for limit in &self.rlimits {
             writeln!(f, "  limit {:?} to {}", limit.resource, limit.value)?;
         }
         if let Some(cpus) = self.cpus {
             writeln!(f, "  limit to {cpus} CPUs")?;
         }
-        writeln!(f, "  drop all capabilities, set no_new_privs")?;
+        match self.bubblewrap.as_ref().map(|asked| asked.capabilities) {
+            None | Some(CapabilityPlan::Only(0)) => writeln!(f, "  drop all capabilities, set no_new_privs")?,
+            Some(CapabilityPlan::Only(kept)) => writeln!(f, "  keep the capabilities {kept:#x}, set no_new_privs")?,
+            Some(CapabilityPlan::Unchanged) => writeln!(f, "  keep root's capabilities, set no_new_privs")?,
+        }
         if let Some(landlock) = &self.landlock {
             let tcp = if landlock.refuse_tcp { ", no TCP" } else { "" };
             let scope = if landlock.scope { ", signals and abstract sockets confined" } else { "" };
@@ -107,17 +120,23 @@ impl fmt::Display for Skipped {
     }
 }
 
+impl fmt::Display for Attributes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let flag = |set, name| if set { name } else { "" };
+        let access = if self.read_only { "ro" } else { "rw" };
+        write!(f, "{access}{}{}", flag(!self.nodev, ", devices"), flag(self.noexec, ", noexec"))
+    }
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Step::Bind { source, target, attributes, .. } => {
-                let flag = |set, name| if set { name } else { "" };
-                let access = if attributes.read_only { "ro" } else { "rw" };
                 write!(f, "bind {}", source.display())?;
                 if source != target.as_path() {
                     write!(f, " to {target}")?;
                 }
-                write!(f, " ({access}{}{})", flag(!attributes.nodev, ", devices"), flag(attributes.noexec, ", noexec"))
+                write!(f, " ({attributes})")
             }
             Step::Tmpfs { target, mode, size: None } => write!(f, "tmpfs {target} (mode {mode:o})"),
             Step::Tmpfs { target, mode, size: Some(size) } => {
@@ -125,8 +144,29 @@ impl fmt::Display for Step {
             }
             Step::Proc { target } => write!(f, "procfs {target}"),
             Step::MaskProc { target } => write!(f, "mask control files below {target}"),
-            Step::Dev { target, console: None } => write!(f, "minimal /dev at {target}"),
-            Step::Dev { target, console: Some(console) } => {
+            Step::ProtectProc { target } => write!(f, "make control files below {target} read-only"),
+            Step::BindDescriptor { fd, target, attributes } => {
+                write!(f, "bind descriptor {fd} to {target} ({attributes})")
+            }
+            Step::Data { fd, target, placement, .. } => {
+                let how = match placement {
+                    Placement::File => "write",
+                    Placement::Bind => "bind a file (rw) of",
+                    Placement::RoBind => "bind a file (ro) of",
+                };
+                write!(f, "{how} what descriptor {fd} has to {target}")
+            }
+            Step::Overlay { sources, top, target } => {
+                let sources: Vec<_> = sources.iter().map(|source| source.display().to_string()).collect();
+                let top = match top {
+                    OverlayTop::Host { upper, .. } => format!("changes go to {}", upper.display()),
+                    OverlayTop::Tmpfs => "changes are lost".to_owned(),
+                    OverlayTop::Nothing => "ro".to_owned(),
+                };
+                write!(f, "overlay of {} at {target} ({top})", sources.join(" < "))
+            }
+            Step::Dev { target, console: None, .. } => write!(f, "minimal /dev at {target}"),
+            Step::Dev { target, console: Some(console), .. } => {
                 write!(f, "minimal /dev at {target}, console {}", console.display())
             }
             Step::Mqueue { target } => write!(f, "message queues {target}"),

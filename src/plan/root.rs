@@ -1,14 +1,15 @@
 //! The new root: from the policy's operations to steps, each with what the host's files say about it.
 
 use std::io;
+use std::os::fd::RawFd;
 use std::path::{Component, Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::view::View;
-use super::{PlanError, inside, lossy_path};
+use super::{PlanError, inside, lossy_list, lossy_path};
 use crate::host::{Files, Host, Kind};
-use crate::policy::{Access, FsOp, LandlockMode, Policy, SandboxPath};
+use crate::policy::{Access, FsOp, LandlockMode, OverlayTop, Placement, Policy, SandboxPath};
 
 /// One step on the new root. Targets are resolved under its descriptor and never lead out of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -25,6 +26,40 @@ pub enum Step {
         directory: bool,
         /// Mount attributes, submounts included.
         attributes: Attributes,
+    },
+    /// Bind what a descriptor of the caller's names, with its submounts.
+    BindDescriptor {
+        /// The descriptor.
+        fd: RawFd,
+        /// Inside.
+        target: SandboxPath,
+        /// Mount attributes, submounts included.
+        attributes: Attributes,
+    },
+    /// A file with what can be read from a descriptor of the caller's.
+    Data {
+        /// The descriptor.
+        fd: RawFd,
+        /// A later step reads the same descriptor, and finds there what this one found.
+        again: bool,
+        /// Inside.
+        target: SandboxPath,
+        /// Written in place, or bound.
+        placement: Placement,
+        /// Permission bits, if they were chosen.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        mode: Option<u32>,
+    },
+    /// Directories of the host's over each other.
+    Overlay {
+        /// The lower ones, the lowest first.
+        #[serde(serialize_with = "lossy_list")]
+        sources: Vec<PathBuf>,
+        /// What is on top.
+        #[serde(serialize_with = "lossy_top")]
+        top: OverlayTop,
+        /// Inside.
+        target: SandboxPath,
     },
     /// An empty tmpfs.
     Tmpfs {
@@ -46,10 +81,18 @@ pub enum Step {
         /// The procfs.
         target: SandboxPath,
     },
+    /// Control folders and files below a procfs read-only; nothing is hidden.
+    ProtectProc {
+        /// The procfs.
+        target: SandboxPath,
+    },
     /// A minimal /dev.
     Dev {
         /// Where.
         target: SandboxPath,
+        /// More can be made in it, and its shm is a directory of it, as bubblewrap has it. Else it is read-only, and its shm
+        /// a tmpfs.
+        open: bool,
         /// The terminal that becomes `console`.
         #[serde(skip_serializing_if = "Option::is_none")]
         console: Option<PathBuf>,
@@ -103,6 +146,10 @@ impl Step {
     pub fn target(&self) -> &SandboxPath {
         match self {
             Step::Bind { target, .. }
+            | Step::BindDescriptor { target, .. }
+            | Step::Data { target, .. }
+            | Step::Overlay { target, .. }
+            | Step::ProtectProc { target }
             | Step::Tmpfs { target, .. }
             | Step::Proc { target }
             | Step::MaskProc { target }
@@ -118,6 +165,14 @@ impl Step {
     }
 }
 
+fn lossy_top<S: Serializer>(top: &OverlayTop, serializer: S) -> Result<S::Ok, S::Error> {
+    match top {
+        OverlayTop::Host { upper, work } => lossy_list(&[upper, work], serializer),
+        OverlayTop::Tmpfs => serializer.serialize_str("tmpfs"),
+        OverlayTop::Nothing => serializer.serialize_none(),
+    }
+}
+
 /// Attributes of a bind. nosuid is always set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Attributes {
@@ -127,6 +182,30 @@ pub struct Attributes {
     pub nodev: bool,
     /// Nothing can be executed.
     pub noexec: bool,
+}
+
+impl Attributes {
+    fn of(access: Access) -> Self {
+        Self { read_only: access == Access::ReadOnly, nodev: access != Access::Device, noexec: false }
+    }
+}
+
+/// How the new root is built where the steps leave it open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[allow(clippy::struct_excessive_bools, reason = "they are independent of each other")]
+pub struct RootRules {
+    /// The root that the steps are built on is made read-only in the end.
+    pub seal: bool,
+    /// Missing targets are made in the host's folders too, where a bind lets the caller write.
+    pub make_on_host: bool,
+    /// A link in the last place of a target is followed, inside; else nothing is mounted on it.
+    pub follow_last: bool,
+    /// What the host mounts later below a bind appears in it.
+    pub receive_mounts: bool,
+    /// A submount that can't have the attributes of its bind is worth a warning, not an error.
+    pub lenient: bool,
+    /// Paths are walked by hand, as without openat2(2).
+    pub walk_by_hand: bool,
 }
 
 /// A bind or tmpfs that is left out.
@@ -150,10 +229,25 @@ pub(super) struct Root {
 
 pub(super) fn build(policy: &Policy, host: &Host) -> Result<Root, PlanError> {
     let mut root = Root { steps: Vec::new(), skipped: Vec::new(), has_devpts: false };
-    for op in &policy.fs {
+    for (index, op) in policy.fs.iter().enumerate() {
         match op {
             FsOp::Bind { source, target, access, optional } => {
                 bind(&mut root, policy, host, &Bind { source, target, access: *access, optional: *optional })?;
+            }
+            FsOp::BindDescriptor { fd, target, access } => root.steps.push(Step::BindDescriptor {
+                fd: *fd,
+                target: target.clone(),
+                attributes: Attributes::of(*access),
+            }),
+            FsOp::Data { fd, target, placement, mode } => {
+                let later = policy.fs.get(index + 1..).unwrap_or_default();
+                let again = later.iter().any(|op| matches!(op, FsOp::Data { fd: other, .. } if other == fd));
+                let (target, placement) = (target.clone(), *placement);
+                root.steps.push(Step::Data { fd: *fd, again, target, placement, mode: *mode });
+            }
+            FsOp::Overlay { sources, top, target } => {
+                let (sources, top) = (sources.clone(), top.clone());
+                root.steps.push(Step::Overlay { sources, top, target: target.clone() });
             }
             FsOp::Tmpfs { target, optional: true, .. } if lacks_place(&root.steps, host, target) => {
                 let why = "no such directory in the bound folder of the host".to_owned();
@@ -162,14 +256,10 @@ pub(super) fn build(policy: &Policy, host: &Host) -> Result<Root, PlanError> {
             FsOp::Tmpfs { target, mode, size, .. } => {
                 root.steps.push(Step::Tmpfs { target: target.clone(), mode: *mode, size: *size });
             }
-            FsOp::Proc { target } => {
-                root.steps.push(Step::Proc { target: target.clone() });
-                root.steps.push(Step::MaskProc { target: target.clone() });
-            }
+            FsOp::Proc { target } => root.steps.extend(proc(policy, host, target)),
             FsOp::Dev { target } => {
-                let console =
-                    if policy.new_session { None } else { host.terminal.as_ref().and_then(|tty| tty.path.clone()) };
-                root.steps.push(Step::Dev { target: target.clone(), console });
+                let open = policy.bubblewrap.is_some();
+                root.steps.push(Step::Dev { target: target.clone(), open, console: console(policy, host) });
                 root.has_devpts = true;
             }
             FsOp::Mqueue { target } => root.steps.push(Step::Mqueue { target: target.clone() }),
@@ -183,6 +273,36 @@ pub(super) fn build(policy: &Policy, host: &Host) -> Result<Root, PlanError> {
         }
     }
     Ok(root)
+}
+
+fn proc(policy: &Policy, host: &Host, target: &SandboxPath) -> Vec<Step> {
+    let target = target.clone();
+    let Some(bubblewrap) = &policy.bubblewrap else {
+        return vec![Step::Proc { target: target.clone() }, Step::MaskProc { target }];
+    };
+    let mut steps = if policy.namespaces.pid || bubblewrap.handed.pidns.is_some() {
+        vec![Step::Proc { target: target.clone() }]
+    } else {
+        // Without a pid namespace of its own it sees the host's processes anyway.
+        let attributes = Attributes::of(Access::ReadWrite);
+        vec![Step::Bind { source: "/proc".into(), target: target.clone(), directory: true, attributes }]
+    };
+    if host.uid == 0 {
+        // Root's kuid owns the files of /proc/sys, in a user namespace too, whatever its capabilities. Others have no power
+        // over them but in a network namespace of their own, and there it is theirs.
+        steps.push(Step::ProtectProc { target });
+    }
+    steps
+}
+
+/// The terminal that /dev/console shows.
+fn console(policy: &Policy, host: &Host) -> Option<PathBuf> {
+    let terminal = host.terminal.as_ref()?;
+    match policy.bubblewrap {
+        // It looks at stdout alone, new session or not.
+        Some(_) => terminal.stdout.clone(),
+        None => terminal.path.clone().filter(|_| !policy.new_session),
+    }
 }
 
 /// Whether `target` is missing below a bind, where nothing can be made.
@@ -209,7 +329,11 @@ fn bind(root: &mut Root, policy: &Policy, host: &Host, bind: &Bind<'_>) -> Resul
     let Bind { source, target, access, optional } = bind;
     let mut kind = host.files.kind(source);
     if let Ok(Kind::Link(text)) = &kind {
-        if *access == Access::ReadOnly && source == &target.as_path() && leads_into_bind(policy, source, text) {
+        if policy.bubblewrap.is_none()
+            && *access == Access::ReadOnly
+            && source == &target.as_path()
+            && leads_into_bind(policy, source, text)
+        {
             // The links of merged /usr cost a mount each when bound, and mean the same when made again.
             root.steps.push(Step::Symlink { text: text.clone(), target: (*target).clone() });
             return Ok(());
@@ -230,21 +354,19 @@ fn bind(root: &mut Root, policy: &Policy, host: &Host, bind: &Bind<'_>) -> Resul
         }
         Err(cause) => return Err(PlanError::Source { origin: source.to_path_buf(), target: (*target).clone(), cause }),
     };
+    let directory = kind == Kind::Directory;
+    if policy.bubblewrap.is_some() {
+        // What it shows is the caller's choice.
+        let (source, target) = (source.to_path_buf(), (*target).clone());
+        root.steps.push(Step::Bind { source, target, directory, attributes: Attributes::of(*access) });
+        return Ok(());
+    }
     let from_proc = comes_from_proc(host.files.as_ref(), source);
     if from_proc && (host.landlock.abi() == 0 || policy.landlock == LandlockMode::Off) {
         return Err(PlanError::HostProc(source.to_path_buf()));
     }
-    let attributes = Attributes {
-        read_only: *access == Access::ReadOnly || from_proc,
-        nodev: *access != Access::Device,
-        noexec: false,
-    };
-    root.steps.push(Step::Bind {
-        source: source.to_path_buf(),
-        target: (*target).clone(),
-        directory: kind == Kind::Directory,
-        attributes,
-    });
+    let attributes = Attributes { read_only: *access == Access::ReadOnly || from_proc, ..Attributes::of(*access) };
+    root.steps.push(Step::Bind { source: source.to_path_buf(), target: (*target).clone(), directory, attributes });
     if from_proc && source == &Path::new("/proc") {
         root.steps.push(Step::MaskProc { target: (*target).clone() });
     } else if source.as_os_str() == "/" && !target.is_root() {

@@ -1,16 +1,21 @@
 //! Validated intent: what the caller wants, free of facts about the host. Every front end ends here
 //! and `plan` starts here. No I/O in this room.
 
+mod bubblewrap;
 mod limits;
 mod path;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::os::fd::RawFd;
 use std::path::PathBuf;
+
+use serde::Serialize;
 
 use crate::report::Layer;
 use crate::seccomp::Filter;
 
+pub use bubblewrap::{Bubblewrap, CapabilityEdit, CapabilityName, Handed};
 pub use limits::{Limits, LimitsError, parse_duration, parse_size};
 pub use path::{PathError, SandboxPath};
 
@@ -35,8 +40,8 @@ pub struct Policy {
     pub workdir: Workdir,
     /// The host name inside; `None` keeps a copy of the host's.
     pub hostname: Option<String>,
-    /// Whether a user namespace is made. Without one, privilege is needed.
-    pub user_namespace: bool,
+    /// Which namespaces are made, besides a mount namespace and what `network` says.
+    pub namespaces: Namespaces,
     /// What of the network there is.
     pub network: Network,
     /// How much Landlock matters.
@@ -53,6 +58,9 @@ pub struct Policy {
     pub require: BTreeSet<Layer>,
     /// Layers that may be missing without refusing.
     pub allow_degraded: BTreeSet<Layer>,
+    /// The policy is a command line of bubblewrap's: what that leaves open is left open, and this is what only it can ask
+    /// for. `None` is Shannot's own contract, in which nothing is open that was not asked for.
+    pub bubblewrap: Option<Box<Bubblewrap>>,
 }
 
 impl Policy {
@@ -68,7 +76,7 @@ impl Policy {
             environment: Environment::default(),
             workdir: Workdir::Caller,
             hostname: None,
-            user_namespace: true,
+            namespaces: Namespaces { user: true, pid: true, ipc: true, uts: true, cgroup: true },
             network: Network::None,
             landlock: LandlockMode::BestEffort,
             filters: Vec::new(),
@@ -77,8 +85,24 @@ impl Policy {
             new_session: false,
             require: BTreeSet::new(),
             allow_degraded: BTreeSet::new(),
+            bubblewrap: None,
         }
     }
+}
+
+/// Which namespaces are made (namespaces(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Namespaces {
+    /// A user namespace. Without one, privilege is needed.
+    pub user: bool,
+    /// A pid namespace.
+    pub pid: bool,
+    /// System V IPC and POSIX message queues of its own.
+    pub ipc: bool,
+    /// A host name of its own.
+    pub uts: bool,
+    /// The cgroup tree of the host is not shown.
+    pub cgroup: bool,
 }
 
 /// One operation on the new root. The user chooses their order; all targets are resolved inside the
@@ -96,6 +120,35 @@ pub enum FsOp {
         /// A missing source is skipped and shown, not an error.
         optional: bool,
     },
+    /// What a descriptor of the caller's names, with its submounts, at `target`.
+    BindDescriptor {
+        /// The descriptor, open in this process.
+        fd: RawFd,
+        /// Where it appears.
+        target: SandboxPath,
+        /// What may be done there.
+        access: Access,
+    },
+    /// A file with what can be read from a descriptor of the caller's.
+    Data {
+        /// The descriptor, open in this process.
+        fd: RawFd,
+        /// Where the file appears.
+        target: SandboxPath,
+        /// How it gets there.
+        placement: Placement,
+        /// Permission bits; without them [`Placement::default_mode`].
+        mode: Option<u32>,
+    },
+    /// Directories of the host's, one over the other (overlayfs).
+    Overlay {
+        /// The lower ones on the host, the lowest first. Absolute.
+        sources: Vec<PathBuf>,
+        /// What is on top.
+        top: OverlayTop,
+        /// Where.
+        target: SandboxPath,
+    },
     /// An empty tmpfs.
     Tmpfs {
         /// Where.
@@ -107,7 +160,7 @@ pub enum FsOp {
         /// Left out and shown, not an error, where a bound folder of the host has no such directory.
         optional: bool,
     },
-    /// A procfs of the new pid namespace, its control files masked.
+    /// A procfs of the new pid namespace, its control files masked; without such a namespace the host's.
     Proc {
         /// Where.
         target: SandboxPath,
@@ -160,6 +213,9 @@ impl FsOp {
     pub fn target(&self) -> &SandboxPath {
         match self {
             FsOp::Bind { target, .. }
+            | FsOp::BindDescriptor { target, .. }
+            | FsOp::Data { target, .. }
+            | FsOp::Overlay { target, .. }
             | FsOp::Tmpfs { target, .. }
             | FsOp::Proc { target }
             | FsOp::Dev { target }
@@ -182,6 +238,44 @@ pub enum Access {
     ReadWrite,
     /// Writable, and device nodes work.
     Device,
+}
+
+/// How data gets to its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Placement {
+    /// Written into a file there, which is made or emptied.
+    File,
+    /// Bound over what is there, writable.
+    Bind,
+    /// Bound over what is there, read-only.
+    RoBind,
+}
+
+impl Placement {
+    /// Permission bits of the file, if none are asked for.
+    pub fn default_mode(self) -> u32 {
+        match self {
+            Placement::File => 0o666,
+            Placement::Bind | Placement::RoBind => 0o600,
+        }
+    }
+}
+
+/// What is on top of an overlay, and takes the changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OverlayTop {
+    /// Directories of the host's, on one file system.
+    Host {
+        /// Takes the changes. Absolute.
+        upper: PathBuf,
+        /// overlayfs's own, empty. Absolute.
+        work: PathBuf,
+    },
+    /// A tmpfs that is gone afterwards.
+    Tmpfs,
+    /// Nothing: read-only.
+    Nothing,
 }
 
 /// The command's environment: `set` over what `pass` lets through, or over all of the caller's.

@@ -7,8 +7,8 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 
-/// An absolute path inside the sandbox: no `..`, no `.`, no empty component, no NUL, at most
-/// `PATH_MAX` bytes. Links inside it are resolved by the kernel under the new root.
+/// An absolute path inside the sandbox: no `..` (but from [`SandboxPath::traversing`]), no `.`, no empty component, no NUL,
+/// at most `PATH_MAX` bytes. Links inside it are resolved by the kernel under the new root.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SandboxPath(
     /// Normal form, so that it can be compared as bytes; as a `Path` each comparison would parse it.
@@ -41,7 +41,19 @@ impl SandboxPath {
     /// # Errors
     /// [`PathError`] for a relative path, `..`, a NUL byte, or more than 4095 bytes.
     pub fn new(path: impl AsRef<Path>) -> Result<Self, PathError> {
-        let path = path.as_ref();
+        Self::normalise(path.as_ref(), false)
+    }
+
+    /// As bubblewrap takes a path: a relative one is from the root, and `..` stays in it, to be resolved by the kernel under
+    /// the new root, where it can't lead out. Such a path is for the sandbox alone: compared as text it says little.
+    ///
+    /// # Errors
+    /// [`PathError`] for a NUL byte, or more than 4095 bytes.
+    pub fn traversing(path: impl AsRef<Path>) -> Result<Self, PathError> {
+        Self::normalise(&Path::new("/").join(path), true)
+    }
+
+    fn normalise(path: &Path, traversing: bool) -> Result<Self, PathError> {
         let bytes = path.as_os_str().as_bytes();
         if bytes.contains(&0) {
             return Err(PathError::Nul(path.to_owned()));
@@ -54,6 +66,7 @@ impl SandboxPath {
             match component {
                 Component::RootDir | Component::CurDir => {}
                 Component::Normal(name) => normal.push(name),
+                Component::ParentDir if traversing => normal.push(".."),
                 Component::ParentDir => return Err(PathError::ParentComponent(path.to_owned())),
                 Component::Prefix(_) => return Err(PathError::Relative(path.to_owned())),
             }
@@ -166,6 +179,14 @@ mod tests {
         assert!(matches!(SandboxPath::new("etc"), Err(PathError::Relative(_))));
         assert!(matches!(SandboxPath::new("/a\0b"), Err(PathError::Nul(_))));
         assert!(matches!(SandboxPath::new("/".repeat(5000)), Err(PathError::TooLong(_))));
+    }
+
+    #[test]
+    fn bubblewraps_paths_start_at_the_root_and_keep_their_dots() {
+        let path = |text| SandboxPath::traversing(text).unwrap();
+        assert_eq!(path("tmp/./x").as_path(), Path::new("/tmp/x"));
+        assert_eq!(path("/a/../b").as_path(), Path::new("/a/../b"));
+        assert!(matches!(SandboxPath::traversing("a\0b"), Err(PathError::Nul(_))));
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub(super) fn lower(profile: &Profile, caller: &Caller) -> Result<Lowered, Profi
     policy.fs.extend(binds);
     policy.environment.set = document.environment.iter().map(|(name, value)| (name.into(), value.into())).collect();
     policy.environment.pass.clone_from(&document.env_pass);
-    policy.user_namespace = document.user_namespace_isolation;
+    policy.namespaces.user = document.user_namespace_isolation;
     policy.network = network(document).map_err(at("network"))?;
     policy.landlock = match document.landlock {
         Some(LandlockKey::Required) => LandlockMode::Required,

@@ -32,7 +32,13 @@ pub(super) struct Layout<'a> {
 }
 
 /// Sets attributes on the mount at `target` inside the new root, and on all visible mounts below it.
-pub(super) fn set_attributes(layout: &Layout<'_>, target: &Path, attributes: Attributes) -> nix::Result<()> {
+/// `lenient` leaves those below as they are where they can't have them.
+pub(super) fn set_attributes(
+    layout: &Layout<'_>,
+    target: &Path,
+    attributes: Attributes,
+    lenient: bool,
+) -> nix::Result<()> {
     let top = open_in_root(layout.root, target)?;
     let (top_name, table) = layout.look(&top)?;
     let root_name = Path::new("/").join(layout.root_name);
@@ -45,8 +51,12 @@ pub(super) fn set_attributes(layout: &Layout<'_>, target: &Path, attributes: Att
         // What is covered by a later mount can't be opened, and can't be seen inside either.
         let Ok(fd) = open_in_root(layout.root, inside) else { continue };
         let flags = wanted(attributes) | entry.flags | MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
-        mount(None::<&str>, &proc_path(&fd), None::<&str>, flags, None::<&str>)?;
-        found |= entry.point == Path::new(&top_name);
+        let is_top = entry.point == Path::new(&top_name);
+        let set = mount(None::<&str>, &proc_path(&fd), None::<&str>, flags, None::<&str>);
+        if is_top || !lenient {
+            set?;
+        }
+        found |= is_top;
     }
     // A mount that is not in the table has kept the host's attributes.
     if found { Ok(()) } else { Err(Errno::ENOENT) }

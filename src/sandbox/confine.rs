@@ -2,7 +2,7 @@
 //! it was done, so executing unconfined does not compile.
 
 use std::error::Error;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -19,19 +19,19 @@ use super::descriptors::close_all_but;
 use super::failure::{At, Fault, Stage};
 use super::message::Message;
 use super::prepare::Prepared;
-use crate::plan::{LandlockPlan, Rights, RuleObject};
+use crate::plan::{CapabilityPlan, LandlockPlan, Rights, RuleObject};
 use crate::sys;
 
-/// Proof that no capability is left and none can come back.
+/// Proof that the capabilities are those of the plan, and that none can be gained.
 #[derive(Debug)]
-pub(super) struct Unprivileged(());
+pub(super) struct Settled(());
 
 /// Proof that every layer of the plan is in force on this process.
 #[derive(Debug)]
 pub(super) struct Confined(());
 
 /// Empties all five capability sets, sets no_new_privs, and reads the state back.
-pub(super) fn drop_privileges() -> Result<Unprivileged, Fault> {
+pub(super) fn drop_privileges() -> Result<Settled, Fault> {
     let held = |_| Errno::EPERM;
     // Bounding first: dropping from it needs CAP_SETPCAP. By number until the kernel knows no more, since a newer
     // kernel has more capabilities than any list.
@@ -46,7 +46,71 @@ pub(super) fn drop_privileges() -> Result<Unprivileged, Fault> {
     }
     prctl::set_no_new_privs().at(Stage::NoNewPrivileges)?;
     verify(count)?;
-    Ok(Unprivileged(()))
+    Ok(Settled(()))
+}
+
+/// Under bubblewrap's contract: sets no_new_privs and leaves what the plan leaves, in all sets.
+pub(super) fn keep_capabilities(plan: CapabilityPlan) -> Result<Settled, Fault> {
+    prctl::set_no_new_privs().at(Stage::NoNewPrivileges)?;
+    let permitted = held(caps::CapSet::Permitted)?;
+    let kept = match plan {
+        CapabilityPlan::Unchanged => held(caps::CapSet::Effective)?,
+        CapabilityPlan::Only(wanted) => {
+            let kept = wanted & permitted;
+            drop_others(kept)?;
+            kept
+        }
+    };
+    // So that a program without file capabilities has them too, where the inheritable set allows it.
+    for number in (0..u8::MAX).take(64).filter(|number| kept & (1 << number) != 0) {
+        match sys::raise_ambient(number) {
+            Ok(()) | Err(Errno::EPERM | Errno::EINVAL) => {}
+            Err(errno) => return Err(errno).at_index(Stage::Capabilities, number.into()),
+        }
+    }
+    if held(caps::CapSet::Effective)? & !kept != 0 {
+        return Err(Errno::EPERM).at(Stage::CapabilitiesHeld);
+    }
+    match prctl::get_no_new_privs() {
+        Ok(true) => Ok(Settled(())),
+        Ok(false) | Err(_) => Err(Errno::EPERM).at(Stage::NoNewPrivileges),
+    }
+}
+
+/// Empties the sets but for `kept`, and reads them back.
+fn drop_others(kept: u64) -> Result<(), Fault> {
+    let refused = |_| Errno::EPERM;
+    let mut number = 0;
+    loop {
+        let is_kept = number < 64 && kept & (1 << number) != 0;
+        let known =
+            if is_kept { sys::in_bounding(number).map(|held| held.is_some()) } else { sys::drop_bounding(number) };
+        match known {
+            Ok(true) => {}
+            Ok(false) => break,
+            // Root of a container without CAP_SETPCAP; no_new_privs keeps the set from being drawn on.
+            Err(Errno::EPERM) => {}
+            Err(errno) => return Err(errno).at_index(Stage::Capabilities, number.into()),
+        }
+        number += 1;
+    }
+    caps::clear(None, caps::CapSet::Ambient).map_err(refused).at(Stage::Capabilities)?;
+    let wanted = caps::all().into_iter().filter(|capability| kept & capability.bitmask() != 0).collect();
+    // Inheritable and effective before permitted, which bounds both (capset(2)).
+    for set in [caps::CapSet::Inheritable, caps::CapSet::Effective, caps::CapSet::Permitted] {
+        caps::set(None, set, &wanted).map_err(refused).at(Stage::Capabilities)?;
+    }
+    for set in [caps::CapSet::Inheritable, caps::CapSet::Effective, caps::CapSet::Permitted] {
+        if held(set)? & !kept != 0 {
+            return Err(Errno::EPERM).at(Stage::CapabilitiesHeld);
+        }
+    }
+    Ok(())
+}
+
+fn held(set: caps::CapSet) -> Result<u64, Fault> {
+    let held = caps::read(None, set).map_err(|_| Errno::EPERM).at(Stage::CapabilitiesHeld)?;
+    Ok(held.into_iter().fold(0, |bits, capability| bits | capability.bitmask()))
 }
 
 /// The kernel's own word for it. Ambient is a subset of permitted (capabilities(7)), so it needs no look.
@@ -154,7 +218,7 @@ fn errno_of(error: &(dyn Error + 'static)) -> Errno {
 
 /// Enters the Landlock domain and installs the filters. Nothing may fail to be in force.
 pub(super) fn confine(
-    _: &Unprivileged,
+    _: &Settled,
     ruleset: Option<RulesetCreated>,
     prepared: &Prepared<'_>,
     channel: &OwnedFd,
@@ -170,8 +234,20 @@ pub(super) fn confine(
     let channel = prepared.plan.exec_once.then_some(channel);
     let kept: Vec<_> = image.into_iter().chain(channel.map(AsRawFd::as_raw_fd)).collect();
     close_all_but(3, &kept).at(Stage::Descriptors)?;
+    install_filters(prepared, channel)?;
+    Ok(Confined(()))
+}
+
+/// Under bubblewrap's contract there are only filters, and descriptors are passed on.
+pub(super) fn confine_by_filters(_: &Settled, prepared: &Prepared<'_>) -> Result<Confined, Fault> {
+    install_filters(prepared, None)?;
+    Ok(Confined(()))
+}
+
+/// `gate` is where the listener of the first filter goes, if that is the launch gate.
+fn install_filters(prepared: &Prepared<'_>, gate: Option<&OwnedFd>) -> Result<(), Fault> {
     for (index, (instructions, flags)) in prepared.filters.iter().enumerate() {
-        match channel {
+        match gate {
             // The gate comes first: sending is up to no other filter yet.
             Some(channel) if index == 0 => {
                 let listener = sys::install_asking_filter(instructions, *flags).at_index(Stage::Filter, index)?;
@@ -183,16 +259,24 @@ pub(super) fn confine(
             _ => sys::install_filter_by_prctl(instructions).at_index(Stage::Filter, index)?,
         }
     }
-    Ok(Confined(()))
+    Ok(())
 }
 
-/// Executes. Comes back only with the reason why it could not.
-pub(super) fn exec(_: &Confined, prepared: &Prepared<'_>, path: &CString) -> Fault {
-    let (argv, environment) = (&prepared.argv, &prepared.environment);
+/// Executes, in the directory with this place in the plan. Comes back only with the reason why it could not.
+pub(super) fn exec(_: &Confined, prepared: &Prepared<'_>, path: &CString, directory: usize) -> Fault {
+    let argv = &prepared.argv;
+    let environment: Vec<_> = prepared.environment.iter().chain(prepared.pwd.get(directory)).collect();
+    let environment = environment.as_slice();
     let failed = match prepared.image {
         Some(image) => execveat(&image.0, c"", argv, environment, AtFlags::AT_EMPTY_PATH),
         None => execve(path, argv, environment),
     };
-    let errno = failed.err().unwrap_or(Errno::ENOEXEC);
+    let mut errno = failed.err().unwrap_or(Errno::ENOEXEC);
+    if errno == Errno::ENOEXEC && prepared.plan.bubblewrap.is_some() {
+        // As execvp(3): a text without "#!" is the shell's.
+        let shell = [c"/bin/sh", path.as_c_str()];
+        let argv: Vec<&CStr> = shell.into_iter().chain(argv.iter().skip(1).map(CString::as_c_str)).collect();
+        errno = execve(c"/bin/sh", &argv, environment).err().unwrap_or(errno);
+    }
     Fault { stage: Stage::Exec, index: 0, errno }
 }

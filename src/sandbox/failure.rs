@@ -1,5 +1,6 @@
 //! Where setting up can fail, and the sentence for it: what was done, to what, the errno, and the cure.
 
+use std::ffi::OsString;
 use std::fmt;
 
 use nix::errno::Errno;
@@ -48,6 +49,10 @@ stages! {
     Target,
     /// The target of a step is missing in a folder of the host, where nothing is made.
     TargetOnHost,
+    /// Something of another kind is in the target's place.
+    TargetKind,
+    /// Reading or writing the data of a step.
+    Data,
     /// Mount attributes of a step.
     Attributes,
     /// The mount of a step.
@@ -66,6 +71,26 @@ stages! {
     Hostname,
     /// The second user namespace.
     NestedUserns,
+    /// Joining the user namespace that all is made in.
+    JoinUserns,
+    /// Joining the command's user namespace.
+    JoinUserns2,
+    /// Joining the pid namespace.
+    JoinPidns,
+    /// User and group ids in a joined user namespace.
+    SwitchIds,
+    /// A user namespace can be made, or that can't be found out.
+    AssertUserns,
+    /// Opening a file that is to be locked.
+    LockOpen,
+    /// Locking it.
+    Lock,
+    /// Waiting for a descriptor to become readable.
+    Block,
+    /// Waiting for the launcher's word.
+    Word,
+    /// Telling others about the sandbox.
+    Info,
     /// The session keyring.
     Keyring,
     /// A new session.
@@ -138,6 +163,10 @@ impl<T> At<T> for nix::Result<T> {
 pub struct Failure {
     /// Which stage.
     pub stage: Stage,
+    /// Which element of the list that the stage goes over.
+    pub index: usize,
+    /// What was found in the way, where that says more than the errno.
+    pub detail: OsString,
     /// `cannot <verb> <object>`.
     pub text: String,
     /// What the stage was about: a path, an interface, a filter.
@@ -167,7 +196,11 @@ fn errno_text(errno: Errno) -> String {
 
 impl Failure {
     pub(super) fn supervise(text: &str, errno: Errno) -> Self {
-        Self { stage: Stage::Supervise, text: format!("cannot {text}"), object: None, errno }
+        Self { text: format!("cannot {text}"), ..Self::at(Stage::Supervise, errno) }
+    }
+
+    fn at(stage: Stage, errno: Errno) -> Self {
+        Self { stage, index: 0, detail: OsString::new(), text: String::new(), object: None, errno }
     }
 
     pub(super) fn new(fault: Fault, plan: &Plan) -> Self {
@@ -179,7 +212,8 @@ impl Failure {
         if let Some(more) = second_object(fault, plan) {
             text.push_str(&more);
         }
-        Self { stage: fault.stage, text, object, errno: fault.errno }
+        let index = usize::try_from(fault.index).unwrap_or(usize::MAX);
+        Self { index, text, object, ..Self::at(fault.stage, fault.errno) }
     }
 
     /// The exit code: 127 for a command that is not there, 126 for one that can't be executed, else 125.
@@ -273,6 +307,8 @@ fn describe(fault: Fault, plan: &Plan) -> (&'static str, Option<String>) {
         Stage::Source => ("open the source", source(step())),
         Stage::Target => ("find or make inside the sandbox", target()),
         Stage::TargetOnHost => ("make inside the sandbox, in a folder of the host,", target()),
+        Stage::TargetKind => ("mount on what is at", target()),
+        Stage::Data => ("write the data of", target()),
         Stage::Attributes => ("set mount attributes of", target()),
         Stage::Mount => match step() {
             Some(Step::Bind { .. }) => ("bind", source(step())),
@@ -310,6 +346,25 @@ fn describe(fault: Fault, plan: &Plan) -> (&'static str, Option<String>) {
             ("find inside the sandbox the command", word())
         }
         Stage::Lookup | Stage::Exec => ("execute", word()),
+        stage => describe_handed(stage, plan, index),
+    }
+}
+
+/// The same for what only bubblewrap's command line can ask for.
+fn describe_handed(stage: Stage, plan: &Plan, index: usize) -> (&'static str, Option<String>) {
+    let lock_file = || plan.bubblewrap.as_ref().and_then(|asked| asked.lock_files.get(index)).map(ToString::to_string);
+    match stage {
+        Stage::JoinUserns => ("join the user namespace", None),
+        Stage::JoinUserns2 => ("join the second user namespace", None),
+        Stage::JoinPidns => ("join the pid namespace", None),
+        Stage::SwitchIds => ("switch user and group id", None),
+        Stage::AssertUserns => ("make sure that no user namespace can be made", None),
+        Stage::LockOpen => ("open the lock file", lock_file()),
+        Stage::Lock => ("lock the file", lock_file()),
+        Stage::Block => ("wait for the descriptor to block on", None),
+        Stage::Info => ("write the information about the sandbox", None),
+        Stage::Word => ("wait for the launcher's word", None),
+        _ => ("set up the sandbox", None),
     }
 }
 

@@ -3,30 +3,28 @@
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare};
 use nix::sys::prctl;
-use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socket};
-use nix::sys::stat::{Mode, SFlag, umask};
-use nix::unistd::{AccessFlags, Pid, faccessat, setsid, write};
+use nix::sys::socket::{MsgFlags, recv};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Pid, setsid};
 
-use super::confine::{self, Unprivileged};
+use super::confine::{self, Settled};
 use super::descriptors::close_all_but;
 use super::failure::{At, Fault, Stage};
 use super::message::{Message, TERMINATE_ALL, has_ended};
 use super::prepare::Prepared;
-use super::resolve::{kind, open_in_root};
 use super::rootfs;
+use super::setup::{
+    change_directory, die_with_supervisor, enter_second_user_namespace, find_command, limit_user_namespaces,
+    loopback_up, map_ids, own_proc_directory, set_limits,
+};
 use super::supervisor::{LONG_COMMAND, PASSED_ON};
-use crate::plan::{Plan, RlimitResource};
 use crate::sys;
 
 /// What init exits with when it could not set up; the supervisor has the reason from the channel.
@@ -59,9 +57,7 @@ fn start(prepared: &Prepared<'_>, channel: &OwnedFd) -> Result<Pid, Fault> {
     let caller_umask = umask(Mode::empty());
     let own_proc = own_proc_directory(plan)?;
     if plan.namespaces.user {
-        // With a second user namespace to come, this one maps 0, for devpts.
-        let inside = if plan.namespaces.nested_user { (0, 0) } else { (plan.ids.uid, plan.ids.gid) };
-        write_id_maps(Path::new("/proc/self"), None, inside, (plan.ids.uid, plan.ids.gid), Deny::Setgroups)?;
+        map_ids(plan)?;
         limit_user_namespaces(plan)?;
     }
     rootfs::build(prepared)?;
@@ -73,32 +69,20 @@ fn start(prepared: &Prepared<'_>, channel: &OwnedFd) -> Result<Pid, Fault> {
     }
     if let Some(own_proc) = own_proc {
         // Last of what needs power over the namespaces made so far: in here there is none over them.
-        unshare(CloneFlags::CLONE_NEWUSER).at(Stage::NestedUserns)?;
-        let ids = (plan.ids.uid, plan.ids.gid);
-        write_id_maps(Path::new(""), Some(&own_proc), ids, (0, 0), Deny::Inherited)?;
+        enter_second_user_namespace(plan, &own_proc)?;
     }
     sys::join_new_session_keyring().at(Stage::Keyring)?;
     if plan.new_session {
         setsid().at(Stage::Session)?;
     }
     set_limits(plan)?;
-    let unprivileged = confine::drop_privileges()?;
+    let settled = confine::drop_privileges()?;
     // Credentials changed, which can clear it (prctl(2), PR_SET_PDEATHSIG).
     die_with_supervisor(channel)?;
     // Init's memory is a copy of the supervisor's: nothing inside may read it (ptrace(2), proc(5)).
     prctl::set_dumpable(false).at(Stage::Dumpable)?;
     umask(caller_umask);
-    spawn(prepared, &unprivileged, channel)
-}
-
-/// First of all: were the supervisor killed in between, nothing would end this process. The signal is set, then the
-/// supervisor is looked at, so that a death before and a death after are both seen.
-fn die_with_supervisor(channel: &OwnedFd) -> Result<(), Fault> {
-    prctl::set_pdeathsig(Signal::SIGKILL).at(Stage::DieWithParent)?;
-    let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
-    poll(&mut fds, PollTimeout::ZERO).at(Stage::DieWithParent)?;
-    let gone = fds.iter().any(|fd| fd.revents().is_some_and(|events| events.contains(PollFlags::POLLHUP)));
-    if gone { Err(Errno::ESRCH).at(Stage::DieWithParent) } else { Ok(()) }
+    spawn(prepared, &settled, channel)
 }
 
 fn take_standard_descriptors(prepared: &Prepared<'_>) -> Result<(), Fault> {
@@ -118,96 +102,16 @@ fn kept(prepared: &Prepared<'_>, channel: &OwnedFd) -> Vec<RawFd> {
     std::iter::once(channel.as_raw_fd()).chain(image).collect()
 }
 
-/// Whether setgroups is denied here, or was in the namespace around this one.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Deny {
-    Setgroups,
-    Inherited,
-}
-
-/// /proc/self of the host, held for the second id maps: then the host's /proc can't be reached any more.
-fn own_proc_directory(plan: &Plan) -> Result<Option<OwnedFd>, Fault> {
-    if !plan.namespaces.nested_user {
-        return Ok(None);
-    }
-    open("/proc/self", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).map(Some).at(Stage::IdMaps)
-}
-
-/// One line each: an unprivileged process may map its own ids and no others (user_namespaces(7)).
-fn write_id_maps(
-    directory: &Path,
-    at: Option<&OwnedFd>,
-    inside: (u32, u32),
-    outside: (u32, u32),
-    setgroups: Deny,
-) -> Result<(), Fault> {
-    let write_file = |name: &str, text: &str| {
-        let path = directory.join(name);
-        let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-        let file = match at {
-            Some(at) => openat(at, &path, flags, Mode::empty()),
-            None => open(&path, flags, Mode::empty()),
-        }?;
-        match write(&file, text.as_bytes())? {
-            length if length == text.len() => Ok(()),
-            _ => Err(Errno::EIO),
-        }
-    };
-    if setgroups == Deny::Setgroups {
-        // gid_map can't be written without this (CVE-2014-8989).
-        write_file("setgroups", "deny").at_index(Stage::IdMaps, 0)?;
-    }
-    write_file("uid_map", &format!("{} {} 1", inside.0, outside.0)).at_index(Stage::IdMaps, 1)?;
-    write_file("gid_map", &format!("{} {} 1", inside.1, outside.1)).at_index(Stage::IdMaps, 2)
-}
-
-/// No user namespace can be made inside but the one that is still to come.
-fn limit_user_namespaces(plan: &Plan) -> Result<(), Fault> {
-    let file = open("/proc/sys/user/max_user_namespaces", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())
-        .at(Stage::UsernsLimit)?;
-    let most: &[u8] = if plan.namespaces.nested_user { b"1" } else { b"0" };
-    match write(&file, most).at(Stage::UsernsLimit)? {
-        1 => Ok(()),
-        _ => Err(Errno::EIO).at(Stage::UsernsLimit),
-    }
-}
-
-fn loopback_up() -> Result<(), Fault> {
-    let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).at(Stage::Loopback)?;
-    sys::loopback_up(socket.as_fd()).at(Stage::Loopback)
-}
-
-fn set_limits(plan: &Plan) -> Result<(), Fault> {
-    for (index, limit) in plan.rlimits.iter().enumerate() {
-        let resource = match limit.resource {
-            RlimitResource::Core => Resource::RLIMIT_CORE,
-            RlimitResource::AddressSpace => Resource::RLIMIT_AS,
-            RlimitResource::Processes => Resource::RLIMIT_NPROC,
-            RlimitResource::FileSize => Resource::RLIMIT_FSIZE,
-            RlimitResource::OpenFiles => Resource::RLIMIT_NOFILE,
-        };
-        setrlimit(resource, limit.value, limit.value).at_index(Stage::Rlimit, index)?;
-    }
-    let Some(count) = plan.cpus else { return Ok(()) };
-    let allowed = sched_getaffinity(Pid::from_raw(0)).at(Stage::Cpus)?;
-    let mut fewer = CpuSet::new();
-    let held = (0..CpuSet::count()).filter(|&cpu| allowed.is_set(cpu).unwrap_or(false));
-    for cpu in held.take(usize::try_from(count).unwrap_or(usize::MAX)) {
-        fewer.set(cpu).at(Stage::Cpus)?;
-    }
-    sched_setaffinity(Pid::from_raw(0), &fewer).at(Stage::Cpus)
-}
-
 /// Starts the command's process and comes back when it has executed the command.
-fn spawn(prepared: &Prepared<'_>, unprivileged: &Unprivileged, channel: &OwnedFd) -> Result<Pid, Fault> {
+fn spawn(prepared: &Prepared<'_>, settled: &Settled, channel: &OwnedFd) -> Result<Pid, Fault> {
     let plan = prepared.plan;
     let mut ruleset = plan.landlock.as_ref().map(confine::ruleset).transpose()?;
-    change_directory(prepared)?;
+    let directory = change_directory(prepared)?;
     let path = find_command(prepared)?;
     // Written by the child, which shares this memory until it executes.
     let mut fault = None;
     let pid = sys::vfork(&mut || {
-        fault = Some(become_command(prepared, unprivileged, ruleset.take(), &path, channel));
+        fault = Some(become_command(prepared, settled, ruleset.take(), &path, directory, channel));
         SETUP_FAILED
     })
     .at(Stage::Spawn)?;
@@ -220,17 +124,18 @@ fn spawn(prepared: &Prepared<'_>, unprivileged: &Unprivileged, channel: &OwnedFd
 /// The command's process: everything but the execve, in the last possible order. Returns only on failure.
 fn become_command(
     prepared: &Prepared<'_>,
-    unprivileged: &Unprivileged,
+    settled: &Settled,
     ruleset: Option<landlock::RulesetCreated>,
     path: &CString,
+    directory: usize,
     channel: &OwnedFd,
 ) -> Fault {
-    let confined = reset_signals().and_then(|()| confine::confine(unprivileged, ruleset, prepared, channel));
+    let confined = reset_signals().and_then(|()| confine::confine(settled, ruleset, prepared, channel));
     let confined = match confined {
         Ok(confined) => confined,
         Err(fault) => return fault,
     };
-    confine::exec(&confined, prepared, path)
+    confine::exec(&confined, prepared, path, directory)
 }
 
 /// As the caller's shell would start it: an empty mask, and the dispositions that the caller ignores stay ignored
@@ -238,44 +143,6 @@ fn become_command(
 fn reset_signals() -> Result<(), Fault> {
     sys::default_disposition(Signal::SIGPIPE).at(Stage::Signals)?;
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).at(Stage::Signals)
-}
-
-/// The first directory that exists inside; a policy that names one has only that.
-fn change_directory(prepared: &Prepared<'_>) -> Result<(), Fault> {
-    let root = open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).at(Stage::Workdir)?;
-    let mut last = Errno::ENOENT;
-    for directory in &prepared.plan.command.workdir {
-        // Not chdir: /proc/self/fd/N in the path would lead outside.
-        match open_in_root(&root, directory).and_then(|fd| nix::unistd::fchdir(&fd)) {
-            Ok(()) => return Ok(()),
-            Err(errno) => last = errno,
-        }
-    }
-    Err(last).at(Stage::Workdir)
-}
-
-/// As execvp(3) searches: the first candidate that can be executed; EACCES if there was one that can't.
-fn find_command(prepared: &Prepared<'_>) -> Result<CString, Fault> {
-    if prepared.image.is_some() {
-        return Ok(CString::default());
-    }
-    let mut reason = Errno::ENOENT;
-    for candidate in &prepared.candidates {
-        match is_executable(candidate) {
-            Ok(()) => return Ok(candidate.clone()),
-            Err(Errno::ENOENT | Errno::ENOTDIR) => {}
-            Err(errno) => reason = errno,
-        }
-    }
-    Err(reason).at(Stage::Lookup)
-}
-
-fn is_executable(path: &CString) -> nix::Result<()> {
-    faccessat(nix::fcntl::AT_FDCWD, path.as_c_str(), AccessFlags::X_OK, AtFlags::AT_EACCESS)?;
-    match kind(&nix::sys::stat::stat(path.as_c_str())?) {
-        SFlag::S_IFREG => Ok(()),
-        _ => Err(Errno::EACCES),
-    }
 }
 
 /// Waits: for children, for the supervisor's word, for its death. Returns the status to exit with.

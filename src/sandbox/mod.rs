@@ -1,8 +1,10 @@
 //! Carries a `Plan` out: prepares everything that can fail because of the user, makes one clone, and lets the
 //! child walk the plan. Decides nothing; a failure is a (stage, index, errno) that the parent puts into words.
 
+mod bubblewrap;
 mod classic;
 mod confine;
+mod data;
 mod descriptors;
 mod failure;
 mod init;
@@ -10,8 +12,11 @@ mod message;
 mod prepare;
 mod resolve;
 mod rootfs;
+mod setup;
+mod special;
 mod supervisor;
 
+pub use bubblewrap::follow;
 pub use failure::{Failure, SandboxError, Stage};
 pub use prepare::{Image, Stdio};
 pub use supervisor::run;

@@ -1,11 +1,14 @@
 //! What the child needs, made before the clone: strings for system calls, so that nothing of it can fail there.
 
-use std::ffi::{CString, OsStr};
+use std::cell::RefCell;
+use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use nix::libc;
 
+use super::failure::Fault;
 use crate::plan::{Plan, Step};
 use crate::seccomp::Flag;
 
@@ -29,27 +32,41 @@ pub(super) struct Prepared<'a> {
     pub(super) plan: &'a Plan,
     pub(super) argv: Vec<CString>,
     pub(super) environment: Vec<CString>,
+    /// `PWD=…` for each directory that the command may start in, where the variable is set.
+    pub(super) pwd: Vec<CString>,
     pub(super) candidates: Vec<CString>,
     pub(super) sources: Vec<CString>,
     pub(super) filters: Vec<(Vec<libc::sock_filter>, libc::c_ulong)>,
     pub(super) stdio: &'a Stdio,
     pub(super) image: Option<&'a Image>,
+    /// What goes to the supervisor besides a fault, in the child.
+    told: RefCell<Told>,
+}
+
+/// What the child says besides its fault.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    /// What was found in a target's place.
+    pub(super) detail: OsString,
+    /// Faults that are worth a warning.
+    pub(super) warnings: Vec<Fault>,
 }
 
 /// NUL bytes were refused by `plan`, so nothing is lost here.
-fn c_string(text: impl AsRef<OsStr>) -> CString {
+pub(super) fn c_string(text: impl AsRef<OsStr>) -> CString {
     CString::new(text.as_ref().as_bytes()).unwrap_or_default()
 }
 
 impl<'a> Prepared<'a> {
     pub(super) fn new(plan: &'a Plan, stdio: &'a Stdio, image: Option<&'a Image>) -> Self {
         let command = &plan.command;
-        let variable = |(name, value): &(std::ffi::OsString, std::ffi::OsString)| {
+        let variable = |(name, value): &(OsString, OsString)| {
             let mut text = name.clone();
             text.push("=");
             text.push(value);
             c_string(text)
         };
+        let pwd = |directory: &PathBuf| variable(&("PWD".into(), directory.clone().into_os_string()));
         let source = |step: &Step| match step {
             Step::Bind { source, .. } => c_string(source),
             _ => CString::default(),
@@ -66,12 +83,28 @@ impl<'a> Prepared<'a> {
             plan,
             argv: command.argv.iter().map(c_string).collect(),
             environment: command.environment.iter().map(variable).collect(),
+            pwd: if plan.bubblewrap.is_some() { command.workdir.iter().map(pwd).collect() } else { Vec::new() },
             candidates: command.candidates.iter().map(c_string).collect(),
             sources: plan.steps.iter().map(source).collect(),
             filters: plan.filters.iter().map(filter).collect(),
             stdio,
             image,
+            told: RefCell::default(),
         }
+    }
+
+    /// Keeps what was found in a target's place.
+    pub(super) fn note(&self, detail: OsString) {
+        self.told.borrow_mut().detail = detail;
+    }
+
+    /// Keeps a fault that is worth a warning.
+    pub(super) fn warn(&self, fault: Fault) {
+        self.told.borrow_mut().warnings.push(fault);
+    }
+
+    pub(super) fn take_told(&self) -> Told {
+        self.told.take()
     }
 }
 

@@ -33,6 +33,8 @@ pub(super) enum Unresolved {
     Errno(Errno),
     /// It would have to be made in a folder of the host.
     OnHost,
+    /// Something of another kind is there: ELOOP for a link, ENOTDIR and EISDIR.
+    Kind(Errno),
 }
 
 impl From<Errno> for Unresolved {
@@ -46,15 +48,37 @@ pub(super) fn kind(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
 }
 
+/// How paths are looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Lookup {
+    /// A link in the last place is followed.
+    pub(super) follow_last: bool,
+    /// By hand from the start, as without openat2(2).
+    pub(super) by_hand: bool,
+}
+
+impl Lookup {
+    /// As the kernel looks up what is opened.
+    const USUAL: Lookup = Lookup { follow_last: true, by_hand: false };
+}
+
 /// Opens `path` under `root` with O_PATH. The last component is followed too.
 pub(super) fn open_in_root(root: impl AsFd, path: &Path) -> nix::Result<OwnedFd> {
+    look_up(root, path, Lookup::USUAL)
+}
+
+/// Opens `path` under `root` with O_PATH.
+pub(super) fn look_up(root: impl AsFd, path: &Path, lookup: Lookup) -> nix::Result<OwnedFd> {
     let relative = path.strip_prefix("/").unwrap_or(path);
     let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
-    let how =
-        OpenHow::new().flags(PATH_ONLY).resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    if lookup.by_hand {
+        return walk(root.as_fd(), relative, lookup.follow_last);
+    }
+    let flags = if lookup.follow_last { PATH_ONLY } else { PATH_ONLY | OFlag::O_NOFOLLOW };
+    let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     match openat2(root.as_fd(), relative, how) {
         // ENOSYS: before Linux 5.6, or a filter (systemd's RestrictSUIDSGID); EPERM: older container filters.
-        Err(Errno::ENOSYS | Errno::EPERM) => walk(root.as_fd(), relative),
+        Err(Errno::ENOSYS | Errno::EPERM) => walk(root.as_fd(), relative, lookup.follow_last),
         // RESOLVE_IN_ROOT gives up when a rename races with `..`; nothing inside races with us, the host may.
         Err(Errno::EAGAIN) => openat2(root.as_fd(), relative, how),
         result => result,
@@ -62,7 +86,7 @@ pub(super) fn open_in_root(root: impl AsFd, path: &Path) -> nix::Result<OwnedFd>
 }
 
 /// openat2's RESOLVE_IN_ROOT by hand: one component at a time, links read and queued, `..` along our own stack.
-fn walk(root: BorrowedFd<'_>, path: &Path) -> nix::Result<OwnedFd> {
+fn walk(root: BorrowedFd<'_>, path: &Path, follow_last: bool) -> nix::Result<OwnedFd> {
     let mut stack = vec![openat(root, ".", PATH_ONLY, Mode::empty())?];
     let mut todo: VecDeque<OsString> = components(path).collect();
     let mut links = 0;
@@ -75,7 +99,8 @@ fn walk(root: BorrowedFd<'_>, path: &Path) -> nix::Result<OwnedFd> {
             continue;
         }
         let next = openat(here, name.as_os_str(), PATH_ONLY | OFlag::O_NOFOLLOW, Mode::empty())?;
-        if kind(&fstat(&next)?) != SFlag::S_IFLNK {
+        let is_followed = follow_last || !todo.is_empty();
+        if kind(&fstat(&next)?) != SFlag::S_IFLNK || !is_followed {
             stack.push(next);
             continue;
         }
@@ -110,46 +135,92 @@ pub(super) struct Place {
     pub(super) made: bool,
 }
 
-/// Finds `target`, or makes it and its parents where the new root is ours. Never creates anything in a folder of
-/// the host: `ours` are the device numbers of the file systems that were made for this run.
+/// What is made where a target is missing.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Making<'a> {
+    /// Device numbers of the file systems that were made for this run.
+    pub(super) ours: &'a [u64],
+    /// Folders of the host get what is missing too, as far as their mounts and modes allow.
+    pub(super) on_host: bool,
+    pub(super) lookup: Lookup,
+    /// Permission bits of what is made.
+    pub(super) mode: u32,
+    /// Permission bits of the folders on the way that are made.
+    pub(super) parents: u32,
+}
+
+impl Making<'_> {
+    /// For the folder that the target lies in.
+    pub(super) fn parent(self) -> Self {
+        let lookup = Lookup { follow_last: true, ..self.lookup };
+        Self { mode: self.parents, lookup, ..self }
+    }
+}
+
+/// Finds `target`, or makes it and its parents, where that may be.
 pub(super) fn find_or_make(
     root: BorrowedFd<'_>,
     target: &SandboxPath,
     node: Node,
-    mode: u32,
-    ours: &[u64],
+    making: Making<'_>,
 ) -> Result<Place, Unresolved> {
-    let found = |fd| Place { fd, made: false };
-    let (Some(parent), Some(name)) = (target.parent(), target.as_path().file_name()) else {
-        return Ok(found(open_in_root(root, target.as_path())?));
-    };
-    match open_in_root(root, target.as_path()) {
+    let open = || look_up(root, target.as_path(), making.lookup);
+    let found = |fd| check_kind(&fd, node, making.lookup).map(|()| Place { fd, made: false });
+    let Some(parent) = target.parent() else { return found(open()?) };
+    match open() {
         Err(Errno::ENOENT) => {}
-        result => return Ok(found(result?)),
+        result => return found(result?),
     }
-    if parent.is_root() {
-        return make(root, name, node, mode, ours);
+    let above;
+    let parent = if parent.is_root() {
+        root
+    } else {
+        above = find_or_make(root, &parent, Node::Directory, making.parent())?.fd;
+        above.as_fd()
+    };
+    match target.as_path().file_name() {
+        Some(name) => make(parent, name, node, making),
+        // `..`: there now that its parent is.
+        None => found(open()?),
     }
-    let parent = find_or_make(root, &parent, Node::Directory, 0o755, ours)?;
-    make(parent.fd.as_fd(), name, node, mode, ours)
 }
 
-/// Makes `name`, which is nothing yet, in a directory of ours, and opens it: no link can be in its place.
-fn make(parent: BorrowedFd<'_>, name: &OsStr, node: Node, mode: u32, ours: &[u64]) -> Result<Place, Unresolved> {
+/// Where links in the last place count as what they are, the mount that follows would not say what is wrong.
+fn check_kind(fd: &OwnedFd, node: Node, lookup: Lookup) -> Result<(), Unresolved> {
+    if lookup.follow_last {
+        return Ok(());
+    }
+    match (kind(&fstat(fd)?), node) {
+        (SFlag::S_IFLNK, _) => Err(Unresolved::Kind(Errno::ELOOP)),
+        (SFlag::S_IFDIR, Node::File) => Err(Unresolved::Kind(Errno::EISDIR)),
+        (SFlag::S_IFDIR, Node::Directory) | (_, Node::File) => Ok(()),
+        (_, Node::Directory) => Err(Unresolved::Kind(Errno::ENOTDIR)),
+    }
+}
+
+/// Makes `name`, which is nothing yet, and opens it: no link can be in its place.
+fn make(parent: BorrowedFd<'_>, name: &OsStr, node: Node, making: Making<'_>) -> Result<Place, Unresolved> {
     let stat = fstat(parent)?;
     if kind(&stat) != SFlag::S_IFDIR {
         return Err(Errno::ENOTDIR.into());
     }
-    if !ours.contains(&stat.st_dev) {
+    let is_ours = making.ours.contains(&stat.st_dev);
+    if !is_ours && !making.on_host {
         return Err(Unresolved::OnHost);
     }
-    let mode = Mode::from_bits_truncate(mode);
-    match node {
+    let mode = Mode::from_bits_truncate(making.mode);
+    let made = match node {
         Node::Directory => mkdirat(parent, Path::new(name), mode),
         Node::File => mknodat(parent, name.as_bytes(), SFlag::S_IFREG, mode, 0),
-    }?;
+    };
+    match made {
+        // Somebody else, on the host, was faster.
+        Err(Errno::EEXIST) if !is_ours => {}
+        made => made?,
+    }
     let fd = openat(parent, Path::new(name), PATH_ONLY | OFlag::O_NOFOLLOW, Mode::empty())?;
-    Ok(Place { fd, made: true })
+    check_kind(&fd, node, Lookup { follow_last: is_ours, ..making.lookup })?;
+    Ok(Place { fd, made: is_ours })
 }
 
 #[cfg(test)]
@@ -181,7 +252,7 @@ mod tests {
         let usr_bin = open_dir(&root_path.join("usr/bin"));
         for open in [
             |root: &OwnedFd, path: &str| open_in_root(root, Path::new(path)),
-            |root: &OwnedFd, path: &str| walk(root.as_fd(), Path::new(path)),
+            |root: &OwnedFd, path: &str| walk(root.as_fd(), Path::new(path), true),
         ] {
             assert!(same(&open(&root, "bin").unwrap(), &usr_bin));
             assert!(same(&open(&root, "../../usr/bin").unwrap(), &usr_bin));
@@ -199,10 +270,29 @@ mod tests {
         let root = open_dir(directory.path());
         let device = fstat(&root).unwrap().st_dev;
         let target = SandboxPath::new("/there/new/file").unwrap();
-        let refused = find_or_make(root.as_fd(), &target, Node::File, 0o644, &[]);
+        let making = |ours| Making { ours, on_host: false, lookup: Lookup::USUAL, mode: 0o644, parents: 0o755 };
+        let refused = find_or_make(root.as_fd(), &target, Node::File, making(&[]));
         assert!(matches!(refused, Err(Unresolved::OnHost)));
         assert!(!directory.path().join("there/new").exists());
-        find_or_make(root.as_fd(), &target, Node::File, 0o644, &[device]).unwrap();
+        find_or_make(root.as_fd(), &target, Node::File, making(&[device])).unwrap();
         assert!(directory.path().join("there/new/file").is_file());
+    }
+
+    #[test]
+    fn a_link_in_the_last_place_is_itself_where_it_is_not_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        create_dir(directory.path().join("there")).unwrap();
+        symlink("there", directory.path().join("link")).unwrap();
+        let root = open_dir(directory.path());
+        for by_hand in [false, true] {
+            let lookup = Lookup { follow_last: false, by_hand };
+            let making = Making { ours: &[], on_host: true, lookup, mode: 0o755, parents: 0o755 };
+            let find = |path: &str, node| find_or_make(root.as_fd(), &SandboxPath::new(path).unwrap(), node, making);
+            assert!(matches!(find("/link", Node::Directory), Err(Unresolved::Kind(Errno::ELOOP))));
+            assert!(matches!(find("/there", Node::File), Err(Unresolved::Kind(Errno::EISDIR))));
+            find("/link/made", Node::File).unwrap();
+            assert!(directory.path().join("there/made").is_file());
+            std::fs::remove_file(directory.path().join("there/made")).unwrap();
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! is resolved under a descriptor of the new root; the host's tree is only read.
 
 use std::ffi::{CStr, CString, OsStr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -14,55 +14,34 @@ use nix::unistd::{chdir, chroot, fchdir, pivot_root, symlinkat};
 use super::classic;
 use super::failure::{At, Fault, Stage};
 use super::prepare::Prepared;
-use super::resolve::{Node, Place, Unresolved, find_or_make, kind, open_in_root};
+use super::resolve::{Lookup, Making, Node, Place, Unresolved, find_or_make, kind, look_up};
+use super::special::cover;
 use crate::plan::{Attributes, Plan, Step};
 use crate::policy::SandboxPath;
 use crate::sys;
 
-/// Below /proc: files and folders that tell or do too much, and folders that may be read (security.md, rule 2).
-const PROC_MASKED: &[(&str, Node)] = &[
-    ("kcore", Node::File),
-    ("keys", Node::File),
-    ("timer_list", Node::File),
-    ("timer_stats", Node::File),
-    ("sched_debug", Node::File),
-    ("latency_stats", Node::File),
-    ("sysrq-trigger", Node::File),
-    ("acpi", Node::Directory),
-    ("asound", Node::Directory),
-    // Writable for uid 0 without a capability.
-    ("dynamic_debug", Node::Directory),
-    ("scsi", Node::Directory),
-];
-const PROC_READ_ONLY: &[&str] = &["sys", "irq", "bus", "fs"];
-/// The devices that programs expect (bubblewrap's and the OCI runtime specification's list).
-const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
-const DEVICE_LINKS: &[(&str, &str)] = &[
-    ("/proc/self/fd", "fd"),
-    ("/proc/self/fd/0", "stdin"),
-    ("/proc/self/fd/1", "stdout"),
-    ("/proc/self/fd/2", "stderr"),
-    ("pts/ptmx", "ptmx"),
-];
-
-const PATH_ONLY: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
-const TMPFS_FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
+pub(super) const PATH_ONLY: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
+pub(super) const TMPFS_FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 /// No source, file system or option.
-const NONE: Option<&str> = None;
+pub(super) const NONE: Option<&str> = None;
 /// Names on the base tmpfs.
 const ROOT: &str = "root";
 const SCRATCH: &str = "scratch";
 const HOST: &str = "host";
 const COVERS: &str = "covers";
-const COVER_FILE: &str = "covers/file";
-const COVER_DIRECTORY: &str = "covers/directory";
+pub(super) const COVER_FILE: &str = "covers/file";
+pub(super) const COVER_DIRECTORY: &str = "covers/directory";
+/// Permission bits of a mount point that is made, and of the folders on the way to it.
+const DIRECTORY_MODE: u32 = 0o755;
+const FILE_MODE: u32 = 0o444;
 
 /// Builds the new root and makes it `/`. The caller has a mount namespace of its own.
 pub(super) fn build(prepared: &Prepared<'_>) -> Result<(), Fault> {
     let plan = prepared.plan;
     // Nothing that is mounted from here on may appear on the host.
-    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).at(Stage::Propagation)?;
-    let mut root = NewRoot::create(plan).at(Stage::BaseTmpfs)?;
+    let propagation = if plan.root.receive_mounts { MsFlags::MS_SLAVE } else { MsFlags::MS_PRIVATE };
+    mount(NONE, "/", NONE, MsFlags::MS_REC | propagation, NONE).at(Stage::Propagation)?;
+    let mut root = NewRoot::create(prepared).at(Stage::BaseTmpfs)?;
     for (index, step) in plan.steps.iter().enumerate() {
         root.carry_out(index, step, prepared.sources.get(index).map_or(c"", CString::as_c_str))?;
     }
@@ -75,20 +54,24 @@ pub(super) fn build(prepared: &Prepared<'_>) -> Result<(), Fault> {
     Ok(())
 }
 
-struct NewRoot<'a> {
-    plan: &'a Plan,
+pub(super) struct NewRoot<'a> {
+    pub(super) prepared: &'a Prepared<'a>,
+    pub(super) plan: &'a Plan,
     /// The tmpfs; the working directory of this process while the root is built.
-    base: OwnedFd,
+    pub(super) base: OwnedFd,
     /// What will be `/`.
-    root: OwnedFd,
+    pub(super) root: OwnedFd,
     /// Device numbers of the tmpfs that are ours, where targets may be made.
     ours: Vec<u64>,
     /// Names given out below `scratch`.
     scratch: u32,
+    /// What was read from descriptors that are read again.
+    pub(super) read: Vec<(RawFd, Vec<u8>)>,
 }
 
 impl<'a> NewRoot<'a> {
-    fn create(plan: &'a Plan) -> nix::Result<Self> {
+    fn create(prepared: &'a Prepared<'a>) -> nix::Result<Self> {
+        let plan = prepared.plan;
         let mut options = "mode=0755".to_owned();
         if let Some(size) = plan.tmpfs_size {
             options.push_str(&format!(",size={size}"));
@@ -119,7 +102,7 @@ impl<'a> NewRoot<'a> {
         // pivot_root(2) wants a mount point.
         bind_over_itself(ROOT)?;
         let root = openat(AT_FDCWD, ROOT, PATH_ONLY | OFlag::O_DIRECTORY, Mode::empty())?;
-        Ok(Self { plan, base, root, ours: vec![device], scratch: 0 })
+        Ok(Self { prepared, plan, base, root, ours: vec![device], scratch: 0, read: Vec::new() })
     }
 
     fn carry_out(&mut self, index: usize, step: &Step, source: &CStr) -> Result<(), Fault> {
@@ -128,16 +111,20 @@ impl<'a> NewRoot<'a> {
                 let node = if *directory { Node::Directory } else { Node::File };
                 self.bind(index, source, target, node, *attributes)
             }
+            Step::BindDescriptor { fd, target, attributes } => self.bind_descriptor(index, *fd, target, *attributes),
+            Step::Data { .. } => self.data(index, step),
+            Step::Overlay { sources, top, target } => self.overlay(index, sources, top, target),
             Step::Tmpfs { target, mode, size: None } => self.shared_tmpfs(index, target, *mode),
             Step::Tmpfs { target, mode, size: Some(size) } => self.own_tmpfs(index, target, *mode, *size),
             Step::Proc { target } => {
                 let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-                self.mount_new(index, target, "proc", flags, None)
+                self.mount_new(index, target, "proc", flags)
             }
             Step::MaskProc { target } => self.mask_proc(target).at_index(Stage::Mount, index),
-            Step::Dev { target, console } => self.devices(index, target, console.as_deref()),
-            Step::Mqueue { target } => self.mount_new(index, target, "mqueue", TMPFS_FLAGS | MsFlags::MS_NOEXEC, None),
-            Step::Dir { target, mode } => self.place(index, target, Node::Directory, *mode).map(drop),
+            Step::ProtectProc { target } => self.protect_proc(target).at_index(Stage::Mount, index),
+            Step::Dev { target, open, console } => self.devices(index, target, *open, console.as_deref()),
+            Step::Mqueue { target } => self.mount_new(index, target, "mqueue", TMPFS_FLAGS | MsFlags::MS_NOEXEC),
+            Step::Dir { target, mode } => self.place(index, target, Node::Directory, Some(*mode)).map(drop),
             Step::Symlink { text, target } => self.symlink(index, text, target),
             Step::Chmod { target, mode } => self.chmod(index, target, *mode),
             Step::RemountReadOnly { target } => self.remount_read_only(target).at_index(Stage::Mount, index),
@@ -156,11 +143,45 @@ impl<'a> NewRoot<'a> {
         openat(&self.base, ROOT, PATH_ONLY, Mode::empty())
     }
 
-    fn place(&self, index: usize, target: &SandboxPath, node: Node, mode: u32) -> Result<Place, Fault> {
-        find_or_make(self.root.as_fd(), target, node, mode, &self.ours).map_err(|unresolved| {
+    /// How targets are looked up.
+    pub(super) fn lookup(&self) -> Lookup {
+        Lookup { follow_last: self.plan.root.follow_last, by_hand: self.plan.root.walk_by_hand }
+    }
+
+    /// What is there by now, wherever its links lead inside.
+    pub(super) fn open_inside(&self, path: &Path) -> nix::Result<OwnedFd> {
+        look_up(&self.root, path, Lookup { follow_last: true, ..self.lookup() })
+    }
+
+    /// Finds or makes a target; the mode is for what is made.
+    pub(super) fn place(
+        &self,
+        index: usize,
+        target: &SandboxPath,
+        node: Node,
+        mode: Option<u32>,
+    ) -> Result<Place, Fault> {
+        self.find(index, target, node, self.making(mode, node))
+    }
+
+    /// What is made where a target is missing; the mode is the target's, if it is chosen.
+    fn making(&self, mode: Option<u32>, node: Node) -> Making<'_> {
+        let usual = if node == Node::Directory { DIRECTORY_MODE } else { FILE_MODE };
+        Making {
+            ours: &self.ours,
+            on_host: self.plan.root.make_on_host,
+            lookup: self.lookup(),
+            mode: mode.unwrap_or(usual),
+            parents: mode.map_or(DIRECTORY_MODE, parents_mode),
+        }
+    }
+
+    fn find(&self, index: usize, target: &SandboxPath, node: Node, making: Making<'_>) -> Result<Place, Fault> {
+        find_or_make(self.root.as_fd(), target, node, making).map_err(|unresolved| {
             let (stage, errno) = match unresolved {
                 Unresolved::Errno(errno) => (Stage::Target, errno),
                 Unresolved::OnHost => (Stage::TargetOnHost, Errno::EROFS),
+                Unresolved::Kind(errno) => (Stage::TargetKind, errno),
             };
             Fault { stage, index: u32::try_from(index).unwrap_or(u32::MAX), errno }
         })
@@ -174,93 +195,108 @@ impl<'a> NewRoot<'a> {
         node: Node,
         attributes: Attributes,
     ) -> Result<(), Fault> {
-        let tree =
-            if self.plan.mount_api { sys::clone_tree(source, true) } else { open(source, PATH_ONLY, Mode::empty()) }
-                .at_index(Stage::Source, index)?;
-        let to = self.place(index, target, node, if node == Node::Directory { 0o755 } else { 0o444 })?.fd;
+        let tree = if self.plan.mount_api {
+            match sys::clone_tree(source, true) {
+                // A descriptor's magic link leads to a mount outside this namespace, which has the same one by name.
+                Err(Errno::EINVAL) if self.plan.bubblewrap.is_some() => {
+                    open(source, PATH_ONLY, Mode::empty()).and_then(|fd| self.source_of(&fd))
+                }
+                tree => tree,
+            }
+        } else {
+            open(source, PATH_ONLY, Mode::empty())
+        }
+        .at_index(Stage::Source, index)?;
+        self.attach(index, &tree, target, node, attributes)
+    }
+
+    /// Puts a source at its target: a detached tree, or, for mount(2), what a descriptor names.
+    pub(super) fn attach(
+        &mut self,
+        index: usize,
+        tree: &OwnedFd,
+        target: &SandboxPath,
+        node: Node,
+        attributes: Attributes,
+    ) -> Result<(), Fault> {
+        let to = self.place(index, target, node, None)?.fd;
         if self.plan.mount_api {
-            sys::set_mount_attributes(tree.as_fd(), true, flags(attributes), 0).at_index(Stage::Attributes, index)?;
+            self.set_attributes(index, tree, attributes)?;
             return sys::attach_tree(tree.as_fd(), to.as_fd())
-                .map_err(|errno| if errno == Errno::EINVAL { mismatch(&tree, &to) } else { errno })
+                .map_err(|errno| if errno == Errno::EINVAL { mismatch(tree, &to) } else { errno })
                 .at_index(Stage::Mount, index);
         }
-        classic::bind(&classic::proc_path(&tree), &to).at_index(Stage::Mount, index)?;
+        classic::bind(&classic::proc_path(tree), &to).at_index(Stage::Mount, index)?;
         if target.is_root() {
             self.root = self.look_at_root().at_index(Stage::Target, index)?;
         }
         let layout = classic::Layout { base: &self.base, root: &self.root, root_name: ROOT, host_name: HOST };
-        classic::set_attributes(&layout, target.as_path(), attributes).at_index(Stage::Attributes, index)
+        classic::set_attributes(&layout, target.as_path(), attributes, self.plan.root.lenient)
+            .at_index(Stage::Attributes, index)
+    }
+
+    fn set_attributes(&self, index: usize, tree: &OwnedFd, attributes: Attributes) -> Result<(), Fault> {
+        match sys::set_mount_attributes(tree.as_fd(), true, flags(attributes), 0) {
+            // The caller relies on no submount's attributes; the bind's own it has.
+            Err(errno) if self.plan.root.lenient => {
+                self.prepared.warn(Fault {
+                    stage: Stage::Attributes,
+                    index: u32::try_from(index).unwrap_or(u32::MAX),
+                    errno,
+                });
+                sys::set_mount_attributes(tree.as_fd(), false, flags(attributes), 0)
+            }
+            result => result,
+        }
+        .at_index(Stage::Attributes, index)
     }
 
     /// A part of the base tmpfs at `target`: cheaper than a tmpfs of its own, and all share one size.
-    fn shared_tmpfs(&mut self, index: usize, target: &SandboxPath, mode: u32) -> Result<(), Fault> {
-        let place = self.place(index, target, Node::Directory, mode)?;
+    pub(super) fn shared_tmpfs(&mut self, index: usize, target: &SandboxPath, mode: u32) -> Result<(), Fault> {
+        let place = self.place(index, target, Node::Directory, Some(mode))?;
         let at = classic::proc_path(&place.fd);
         let mounted = if place.made {
             // Stays writable when the root around it is sealed.
             bind_over_itself(&at)
         } else {
-            self.scratch += 1;
-            let scratch = format!("{SCRATCH}/{}", self.scratch);
+            let scratch = self.scratch_name();
             mkdirat(&self.base, scratch.as_str(), Mode::from_bits_truncate(mode))
                 .and_then(|()| mount(Some(scratch.as_str()), &at, NONE, MsFlags::MS_BIND, NONE))
         };
         mounted.at_index(Stage::Mount, index)
     }
 
+    /// A path on the base tmpfs that nothing is at, and that the command can't reach.
+    pub(super) fn scratch_name(&mut self) -> String {
+        self.scratch += 1;
+        format!("{SCRATCH}/{}", self.scratch)
+    }
+
     fn own_tmpfs(&mut self, index: usize, target: &SandboxPath, mode: u32, size: u64) -> Result<(), Fault> {
         let options = format!("mode={mode:o},size={size}");
-        self.mount_new(index, target, "tmpfs", tmpfs_flags(self.plan), Some(&options))?;
-        let made =
-            open_in_root(&self.root, target.as_path()).and_then(|fd| fstat(&fd)).at_index(Stage::Target, index)?;
+        let place = self.place(index, target, Node::Directory, Some(mode))?;
+        mount_on(&place.fd, "tmpfs", tmpfs_flags(self.plan), Some(&options)).at_index(Stage::Mount, index)?;
+        let made = self.open_inside(target.as_path()).and_then(|fd| fstat(&fd)).at_index(Stage::Target, index)?;
         self.ours.push(made.st_dev);
         Ok(())
     }
 
-    fn mount_new(
-        &self,
-        index: usize,
-        target: &SandboxPath,
-        fs: &str,
-        flags: MsFlags,
-        options: Option<&str>,
-    ) -> Result<(), Fault> {
-        let to = self.place(index, target, Node::Directory, 0o755)?.fd;
-        mount(Some(fs), &classic::proc_path(&to), Some(fs), flags, options).at_index(Stage::Mount, index)
-    }
-
-    /// A minimal /dev, read-only but for its shm and the device nodes.
-    fn devices(&mut self, index: usize, target: &SandboxPath, console: Option<&Path>) -> Result<(), Fault> {
-        self.shared_tmpfs(index, target, 0o755)?;
-        let dev = open_in_root(&self.root, target.as_path()).at_index(Stage::Target, index)?;
-        self.in_directory(&dev, || fill_devices(tmpfs_flags(self.plan), console)).at_index(Stage::Mount, index)
+    /// A file system of its own.
+    fn mount_new(&self, index: usize, target: &SandboxPath, fs: &str, flags: MsFlags) -> Result<(), Fault> {
+        let to = self.place(index, target, Node::Directory, None)?.fd;
+        mount_on(&to, fs, flags, None).at_index(Stage::Mount, index)
     }
 
     /// Works in a directory that was just made or mounted, where no name can be a link of somebody else's.
-    fn in_directory(&self, directory: &OwnedFd, work: impl FnOnce() -> nix::Result<()>) -> nix::Result<()> {
+    pub(super) fn in_directory(&self, directory: &OwnedFd, work: impl FnOnce() -> nix::Result<()>) -> nix::Result<()> {
         fchdir(directory)?;
         work()?;
         fchdir(&self.base)
     }
 
-    fn mask_proc(&self, target: &SandboxPath) -> nix::Result<()> {
-        let proc = open_in_root(&self.root, target.as_path())?;
-        let base = classic::proc_path(&self.base);
-        self.in_directory(&proc, || {
-            for (name, node) in PROC_MASKED {
-                if_there(cover(&base, Path::new(name), *node))?;
-            }
-            let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-            for name in PROC_READ_ONLY {
-                if_there(bind_over_itself(*name).and_then(|()| remount(*name, flags)))?;
-            }
-            Ok(())
-        })
-    }
-
     /// Covers what is at `path`; nothing if there is nothing.
     fn hide(&self, path: &Path) -> nix::Result<()> {
-        match open_in_root(&self.root, path) {
+        match self.open_inside(path) {
             Ok(at) => {
                 let node = if kind(&fstat(&at)?) == SFlag::S_IFDIR { Node::Directory } else { Node::File };
                 cover(Path::new(""), &classic::proc_path(&at), node)
@@ -279,21 +315,38 @@ impl<'a> NewRoot<'a> {
         let parent = if parent.is_root() {
             self.root.as_fd()
         } else {
-            found = self.place(index, &parent, Node::Directory, 0o755)?.fd;
+            found = self.parent_of(index, &parent, None)?;
             found.as_fd()
         };
         self.refuse_host(parent)
-            .or_else(|errno| link_is_there(parent, name, text, errno))
+            .or_else(|errno| self.link_is_there(parent, name, text, errno))
             .at_index(Stage::TargetOnHost, index)?;
         match symlinkat(text, parent, name) {
-            Err(Errno::EEXIST | Errno::EROFS) => link_is_there(parent, name, text, Errno::EEXIST),
+            Err(Errno::EEXIST | Errno::EROFS) => self.link_is_there(parent, name, text, Errno::EEXIST),
             result => result,
         }
         .at_index(Stage::Make, index)
     }
 
+    /// Finds or makes the folder of a target, links followed.
+    pub(super) fn parent_of(&self, index: usize, parent: &SandboxPath, mode: Option<u32>) -> Result<OwnedFd, Fault> {
+        let making = self.making(mode, Node::File).parent();
+        self.find(index, parent, Node::Directory, making).map(|place| place.fd)
+    }
+
+    /// An existing link of the same text is as good as a new one; anything else is the error that it was, and what is there
+    /// instead goes with it.
+    fn link_is_there(&self, parent: BorrowedFd<'_>, name: &OsStr, text: &Path, otherwise: Errno) -> nix::Result<()> {
+        match readlinkat(parent, name) {
+            Ok(existing) if Path::new(&existing) == text => return Ok(()),
+            Ok(existing) => self.prepared.note(existing),
+            Err(_) => {}
+        }
+        Err(otherwise)
+    }
+
     fn chmod(&self, index: usize, target: &SandboxPath, mode: u32) -> Result<(), Fault> {
-        let fd = open_in_root(&self.root, target.as_path()).at_index(Stage::Target, index)?;
+        let fd = self.open_inside(target.as_path()).at_index(Stage::Target, index)?;
         self.refuse_host(&fd).at_index(Stage::TargetOnHost, index)?;
         let follow = nix::sys::stat::FchmodatFlags::FollowSymlink;
         nix::sys::stat::fchmodat(AT_FDCWD, &classic::proc_path(&fd), Mode::from_bits_truncate(mode), follow)
@@ -302,20 +355,21 @@ impl<'a> NewRoot<'a> {
 
     /// EROFS for what is not on a tmpfs of ours: the host is not changed while the root is built.
     fn refuse_host(&self, fd: impl AsFd) -> nix::Result<()> {
-        if self.ours.contains(&fstat(fd)?.st_dev) { Ok(()) } else { Err(Errno::EROFS) }
+        if self.plan.root.make_on_host || self.ours.contains(&fstat(fd)?.st_dev) { Ok(()) } else { Err(Errno::EROFS) }
     }
 
     fn remount_read_only(&self, target: &SandboxPath) -> nix::Result<()> {
         if !self.plan.mount_api {
             return classic::make_read_only(&self.root, target.as_path());
         }
-        let fd = open_in_root(&self.root, target.as_path())?;
-        sys::set_mount_attributes(fd.as_fd(), false, sys::MOUNT_ATTR_RDONLY, 0)
+        let fd = look_up(&self.root, target.as_path(), self.lookup())?;
+        let flags = sys::MOUNT_ATTR_RDONLY | sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NODEV;
+        sys::set_mount_attributes(fd.as_fd(), false, flags, 0)
     }
 
     /// Makes the new root `/` and lets go of the old one.
     fn enter(self) -> Result<(), Fault> {
-        if self.plan.seal_root {
+        if self.plan.root.seal {
             remount(ROOT, tmpfs_flags(self.plan) | MsFlags::MS_RDONLY).at(Stage::Seal)?;
         }
         // The new root must lie below this process's (pivot_root(2)).
@@ -341,29 +395,6 @@ impl<'a> NewRoot<'a> {
     }
 }
 
-/// Fills the working directory, an empty tmpfs, and seals it.
-fn fill_devices(tmpfs: MsFlags, console: Option<&Path>) -> nix::Result<()> {
-    let bind_device = |source: &Path, name: &str| {
-        mknodat(AT_FDCWD, name, SFlag::S_IFREG, Mode::from_bits_truncate(0o444), 0)?;
-        mount(Some(source), name, NONE, MsFlags::MS_BIND, NONE)
-    };
-    for name in DEVICES {
-        bind_device(&Path::new("/dev").join(name), name)?;
-    }
-    if let Some(console) = console {
-        bind_device(console, "console")?;
-    }
-    mkdirat(AT_FDCWD, "pts", Mode::from_bits_truncate(0o755))?;
-    let pts_flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-    mount(Some("devpts"), "pts", Some("devpts"), pts_flags, Some("newinstance,ptmxmode=0666,mode=620"))?;
-    for (text, name) in DEVICE_LINKS {
-        symlinkat(*text, AT_FDCWD, *name)?;
-    }
-    mkdirat(AT_FDCWD, "shm", Mode::from_bits_truncate(0o1777))?;
-    bind_over_itself("shm")?;
-    remount(".", tmpfs | MsFlags::MS_RDONLY)
-}
-
 /// Binds an allowed file or folder over itself, without the noexec that everything else has, and read-only, so that
 /// it can't become another program. Inside the new root, where no path leads out.
 fn allow_execution(target: &SandboxPath) -> nix::Result<()> {
@@ -375,28 +406,19 @@ fn allow_execution(target: &SandboxPath) -> nix::Result<()> {
     }
 }
 
-fn bind_over_itself(path: impl AsRef<Path>) -> nix::Result<()> {
+/// Mounts a new file system over what a descriptor names.
+pub(super) fn mount_on(place: &OwnedFd, fs: &str, flags: MsFlags, options: Option<&str>) -> nix::Result<()> {
+    mount(Some(fs), &classic::proc_path(place), Some(fs), flags, options)
+}
+
+pub(super) fn bind_over_itself(path: impl AsRef<Path>) -> nix::Result<()> {
     let path = path.as_ref();
     mount(Some(path), path, NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)
 }
 
 /// Changes the flags of one mount (not of its file system).
-fn remount(path: impl AsRef<Path>, flags: MsFlags) -> nix::Result<()> {
+pub(super) fn remount(path: impl AsRef<Path>, flags: MsFlags) -> nix::Result<()> {
     mount(NONE, path.as_ref(), NONE, flags | MsFlags::MS_REMOUNT | MsFlags::MS_BIND, NONE)
-}
-
-/// Mounts the cover for a `node`; `base` is where the covers lie. The kind is known beforehand because a bind of the
-/// wrong kind fails only after the mount was made, and undoing it waits for an RCU grace period: up to a millisecond.
-fn cover(base: &Path, path: &Path, node: Node) -> nix::Result<()> {
-    let cover = match node {
-        Node::Directory => COVER_DIRECTORY,
-        Node::File => COVER_FILE,
-    };
-    mount(Some(&base.join(cover)), path, NONE, MsFlags::MS_BIND, NONE)
-}
-
-fn if_there(result: nix::Result<()>) -> nix::Result<()> {
-    if result == Err(Errno::ENOENT) { Ok(()) } else { result }
 }
 
 /// Why a tree can't be attached, where the kernel says EINVAL for everything.
@@ -410,16 +432,14 @@ fn mismatch(tree: &OwnedFd, to: &OwnedFd) -> Errno {
 }
 
 /// Of every tmpfs; under an allowlist nothing in one can be executed.
-fn tmpfs_flags(plan: &Plan) -> MsFlags {
+pub(super) fn tmpfs_flags(plan: &Plan) -> MsFlags {
     if plan.noexec() { TMPFS_FLAGS | MsFlags::MS_NOEXEC } else { TMPFS_FLAGS }
 }
 
-/// An existing link of the same text is as good as a new one; anything else is the error that it was.
-fn link_is_there(parent: BorrowedFd<'_>, name: &OsStr, text: &Path, otherwise: Errno) -> nix::Result<()> {
-    match readlinkat(parent, name) {
-        Ok(existing) if Path::new(&existing) == text => Ok(()),
-        _ => Err(otherwise),
-    }
+/// Folders on the way to something that a group, or others, can't use are not for them either.
+fn parents_mode(mode: u32) -> u32 {
+    let kept = |class: u32, bits: u32| if mode & class == 0 { bits } else { 0 };
+    DIRECTORY_MODE & !kept(0o070, 0o050) & !kept(0o007, 0o005)
 }
 
 fn flags(attributes: Attributes) -> u64 {

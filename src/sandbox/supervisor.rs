@@ -97,7 +97,7 @@ pub fn run(plan: &Plan, stdio: &Stdio, image: Option<&Image>) -> Result<Outcome,
 }
 
 /// A clone copies the calling thread only; a lock that another one holds would be held for ever in the child.
-fn check_single_threaded() -> Result<(), SandboxError> {
+pub(super) fn check_single_threaded() -> Result<(), SandboxError> {
     // proc(5): a directory a thread, and two for itself. Without /proc there is no user namespace either.
     match std::fs::metadata("/proc/self/task") {
         Ok(task) if task.nlink() > 3 => Err(SandboxError::Threads(task.nlink() - 2)),
@@ -105,12 +105,12 @@ fn check_single_threaded() -> Result<(), SandboxError> {
     }
 }
 
-fn clone_flags(namespaces: Namespaces) -> CloneFlags {
-    let mut flags = CloneFlags::CLONE_NEWNS
-        | CloneFlags::CLONE_NEWPID
-        | CloneFlags::CLONE_NEWIPC
-        | CloneFlags::CLONE_NEWUTS
-        | CloneFlags::CLONE_NEWCGROUP;
+pub(super) fn clone_flags(namespaces: Namespaces) -> CloneFlags {
+    let mut flags = CloneFlags::CLONE_NEWNS;
+    flags.set(CloneFlags::CLONE_NEWPID, namespaces.pid);
+    flags.set(CloneFlags::CLONE_NEWIPC, namespaces.ipc);
+    flags.set(CloneFlags::CLONE_NEWUTS, namespaces.uts);
+    flags.set(CloneFlags::CLONE_NEWCGROUP, namespaces.cgroup);
     flags.set(CloneFlags::CLONE_NEWUSER, namespaces.user);
     flags.set(CloneFlags::CLONE_NEWNET, namespaces.network);
     flags
@@ -226,13 +226,15 @@ impl Watch {
             }
             if channel {
                 match Message::receive(&self.channel) {
-                    Ok(Some((Message::Ended(status), _))) => return Ok(Ended::Command(status)),
-                    Ok(Some((Message::Failed(fault), _))) => return Ok(Ended::Failed(fault)),
-                    Ok(Some((Message::Stopped(_), _))) => self.stop_with_command(),
-                    Ok(Some((Message::Continued, _))) => {}
-                    Ok(Some((Message::Listening, listener))) => {
-                        self.gate = listener.map(|listener| Gate { listener, launched: false });
-                    }
+                    Ok(Some(received)) => match received.message {
+                        Message::Ended(status) => return Ok(Ended::Command(status)),
+                        Message::Failed(fault) => return Ok(Ended::Failed(fault)),
+                        Message::Stopped(_) => self.stop_with_command(),
+                        Message::Listening => {
+                            self.gate = received.descriptor.map(|listener| Gate { listener, launched: false });
+                        }
+                        Message::Continued | Message::Warned(_) | Message::Started | Message::Executing => {}
+                    },
                     Ok(None) => return Ok(Ended::Lost),
                     Err(errno) => return Err(self.give_up("read from init", errno)),
                 }

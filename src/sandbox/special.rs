@@ -1,0 +1,127 @@
+//! The file systems that are not files: which parts of /proc are covered, and what is in /dev.
+
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::AT_FDCWD;
+use nix::mount::{MsFlags, mount};
+use nix::sys::stat::{Mode, SFlag, mkdirat, mknodat};
+use nix::unistd::symlinkat;
+
+use super::classic;
+use super::failure::{At, Fault, Stage};
+use super::resolve::Node;
+use super::rootfs::{COVER_DIRECTORY, COVER_FILE, NONE, NewRoot, bind_over_itself, remount, tmpfs_flags};
+use crate::policy::SandboxPath;
+
+/// Below /proc: files and folders that tell or do too much, and folders that may be read (security.md, rule 2).
+const PROC_MASKED: &[(&str, Node)] = &[
+    ("kcore", Node::File),
+    ("keys", Node::File),
+    ("timer_list", Node::File),
+    ("timer_stats", Node::File),
+    ("sched_debug", Node::File),
+    ("latency_stats", Node::File),
+    ("sysrq-trigger", Node::File),
+    ("acpi", Node::Directory),
+    ("asound", Node::Directory),
+    // Writable for uid 0 without a capability.
+    ("dynamic_debug", Node::Directory),
+    ("scsi", Node::Directory),
+];
+const PROC_READ_ONLY: &[&str] = &["sys", "irq", "bus", "fs"];
+/// The same under bubblewrap's contract: its own list.
+const PROC_PROTECTED: &[&str] = &["sys", "sysrq-trigger", "irq", "bus"];
+/// The devices that programs expect (bubblewrap's and the OCI runtime specification's list).
+const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
+const DEVICE_LINKS: &[(&str, &str)] = &[
+    ("/proc/self/fd", "fd"),
+    ("/proc/self/fd/0", "stdin"),
+    ("/proc/self/fd/1", "stdout"),
+    ("/proc/self/fd/2", "stderr"),
+    ("pts/ptmx", "ptmx"),
+];
+
+impl NewRoot<'_> {
+    /// A minimal /dev; unless it is to stay open, read-only but for its shm and the device nodes.
+    pub(super) fn devices(
+        &mut self,
+        index: usize,
+        target: &SandboxPath,
+        open: bool,
+        console: Option<&Path>,
+    ) -> Result<(), Fault> {
+        self.shared_tmpfs(index, target, 0o755)?;
+        let dev = self.open_inside(target.as_path()).at_index(Stage::Target, index)?;
+        self.in_directory(&dev, || fill_devices(tmpfs_flags(self.plan), open, console)).at_index(Stage::Mount, index)
+    }
+
+    /// Makes unreadable what tells too much, and read-only what does too much.
+    pub(super) fn mask_proc(&self, target: &SandboxPath) -> nix::Result<()> {
+        let proc = self.open_inside(target.as_path())?;
+        let base = classic::proc_path(&self.base);
+        self.in_directory(&proc, || {
+            for (name, node) in PROC_MASKED {
+                if_there(cover(&base, Path::new(name), *node))?;
+            }
+            read_only(PROC_READ_ONLY)
+        })
+    }
+
+    /// Makes read-only what root could change the host by.
+    pub(super) fn protect_proc(&self, target: &SandboxPath) -> nix::Result<()> {
+        let proc = self.open_inside(target.as_path())?;
+        self.in_directory(&proc, || read_only(PROC_PROTECTED))
+    }
+}
+
+/// Fills the working directory, an empty tmpfs; seals it if it is not to stay open.
+fn fill_devices(tmpfs: MsFlags, open: bool, console: Option<&Path>) -> nix::Result<()> {
+    let bind_device = |source: &Path, name: &str| {
+        mknodat(AT_FDCWD, name, SFlag::S_IFREG, Mode::from_bits_truncate(0o444), 0)?;
+        mount(Some(source), name, NONE, MsFlags::MS_BIND, NONE)
+    };
+    for name in DEVICES {
+        bind_device(&Path::new("/dev").join(name), name)?;
+    }
+    if let Some(console) = console {
+        bind_device(console, "console")?;
+    }
+    mkdirat(AT_FDCWD, "pts", Mode::from_bits_truncate(0o755))?;
+    let pts_flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    mount(Some("devpts"), "pts", Some("devpts"), pts_flags, Some("newinstance,ptmxmode=0666,mode=620"))?;
+    for (text, name) in DEVICE_LINKS {
+        symlinkat(*text, AT_FDCWD, *name)?;
+    }
+    if open {
+        // What bubblewrap's clients know: they mount, link and bind more below it.
+        symlinkat("/proc/kcore", AT_FDCWD, "core")?;
+        return mkdirat(AT_FDCWD, "shm", Mode::from_bits_truncate(0o755));
+    }
+    mkdirat(AT_FDCWD, "shm", Mode::from_bits_truncate(0o1777))?;
+    bind_over_itself("shm")?;
+    remount(".", tmpfs | MsFlags::MS_RDONLY)
+}
+
+/// Binds over themselves, read-only, those names in the working directory that are there.
+fn read_only(names: &[&str]) -> nix::Result<()> {
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    for name in names {
+        if_there(bind_over_itself(*name).and_then(|()| remount(*name, flags)))?;
+    }
+    Ok(())
+}
+
+/// Mounts the cover for a `node`; `base` is where the covers lie. The kind is known beforehand because a bind of the
+/// wrong kind fails only after the mount was made, and undoing it waits for an RCU grace period: up to a millisecond.
+pub(super) fn cover(base: &Path, path: &Path, node: Node) -> nix::Result<()> {
+    let cover = match node {
+        Node::Directory => COVER_DIRECTORY,
+        Node::File => COVER_FILE,
+    };
+    mount(Some(&base.join(cover)), path, NONE, MsFlags::MS_BIND, NONE)
+}
+
+fn if_there(result: nix::Result<()>) -> nix::Result<()> {
+    if result == Err(Errno::ENOENT) { Ok(()) } else { result }
+}
