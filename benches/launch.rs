@@ -172,6 +172,7 @@ fn syscalls(contender: &Contender) -> Option<u64> {
 /// The pieces that all cases share.
 struct Bench {
     shannot: String,
+    shannot_bwrap: String,
     command: String,
     folder: tempfile::TempDir,
     uid: Option<u32>,
@@ -181,15 +182,21 @@ impl Bench {
     fn new(uid: Option<u32>) -> Self {
         let folder = tempfile::Builder::new().prefix("shannot-bench-").tempdir_in("/var/tmp").unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let shannot = folder.path().join("shannot");
-        fs::copy(env!("CARGO_BIN_EXE_shannot"), &shannot).unwrap();
+        let [shannot, shannot_bwrap] =
+            [("shannot", env!("CARGO_BIN_EXE_shannot")), ("shannot-bwrap", env!("CARGO_BIN_EXE_shannot-bwrap"))].map(
+                |(name, built)| {
+                    let copy = folder.path().join(name);
+                    fs::copy(built, &copy).unwrap();
+                    copy.display().to_string()
+                },
+            );
         // The command should cost as little as a command can.
         let source = folder.path().join("true.c");
         fs::write(&source, "int main(void) { return 0; }").unwrap();
         let compiled = folder.path().join("true");
         let gcc = Command::new("gcc").args(["-static", "-O2", "-o"]).arg(&compiled).arg(&source).status();
         let command = if gcc.is_ok_and(|status| status.success()) { compiled } else { PathBuf::from("/usr/bin/true") };
-        Self { shannot: shannot.display().to_string(), command: command.display().to_string(), folder, uid }
+        Self { shannot, shannot_bwrap, command: command.display().to_string(), folder, uid }
     }
 
     /// The shipped profile `minimal` with the command allowed, and its folder bound.
@@ -216,9 +223,15 @@ impl Bench {
         self.contender(name, words.chain(command.iter().map(|word| (*word).to_owned())).collect())
     }
 
-    /// bubblewrap with the same mounts and namespaces, without Landlock, filter and allowlist.
-    fn bwrap(&self, more: &[String], command: &[&str]) -> Option<Contender> {
-        let program = on_path("bwrap")?.display().to_string();
+    /// bubblewrap and its stand-in with the same mounts and namespaces, without Landlock, filter and allowlist.
+    fn bwraps(&self, more: &[String], command: &[&str]) -> Vec<Contender> {
+        let bubblewrap = on_path("bwrap").map(|path| ("bwrap", path.display().to_string()));
+        let ours = Some(("shannot-bwrap", self.shannot_bwrap.clone()));
+        let found = [ours, bubblewrap].into_iter().flatten();
+        found.map(|(name, program)| self.contender(name, self.bwrap_words(program, more, command))).collect()
+    }
+
+    fn bwrap_words(&self, program: String, more: &[String], command: &[&str]) -> Vec<String> {
         let folder = self.folder.path().display().to_string();
         let options = "--unshare-all --die-with-parent --hostname sandbox --clearenv --setenv PATH /usr/bin:/bin --proc /proc --dev /dev \
                        --tmpfs /tmp --tmpfs /home/sandbox --ro-bind /bin /bin --ro-bind /etc /etc --ro-bind /lib /lib --ro-bind /lib64 /lib64 \
@@ -229,7 +242,7 @@ impl Bench {
         words.extend(more.iter().cloned());
         words.extend(["--chdir", "/home/sandbox"].map(str::to_owned));
         words.extend(command.iter().map(|word| (*word).to_owned()));
-        Some(self.contender("bwrap", words))
+        words
     }
 
     fn peers(&self) -> Vec<Contender> {
@@ -262,24 +275,23 @@ impl Bench {
             self.shannot("shannot", &minimal, &command),
             self.shannot("shannot, any command", &no_allowlist, &command),
         ];
-        contenders.extend(self.bwrap(&[], &command));
+        contenders.extend(self.bwraps(&[], &command));
         contenders.extend(self.peers());
         compare("a trivial command under `minimal`", &contenders, rounds());
         println!("\nothers");
-        for contender in
-            contenders.iter().filter(|contender| contender.name.starts_with("shannot") || contender.name == "bwrap")
-        {
+        let is_launcher = |contender: &&Contender| contender.name.starts_with("shannot") || contender.name == "bwrap";
+        for contender in contenders.iter().filter(is_launcher) {
             let calls = syscalls(contender).map_or_else(|| "-".to_owned(), |calls| calls.to_string());
             println!("  {:<22} {:>7.0} runs/s at 8   {calls:>5} system calls", contender.name, throughput(contender));
         }
-        let sleeping = [
-            Some(self.shannot("shannot", &no_allowlist, &["/usr/bin/sleep", "1"])),
-            self.bwrap(&[], &["/usr/bin/sleep", "1"]),
-        ];
-        for contender in sleeping.into_iter().flatten() {
+        let mut sleeping = vec![self.shannot("shannot", &no_allowlist, &["/usr/bin/sleep", "1"])];
+        sleeping.extend(self.bwraps(&[], &["/usr/bin/sleep", "1"]));
+        for contender in sleeping {
             println!("  {:<22} {:>7} KiB resident while a command runs", contender.name, resident(&contender));
         }
-        println!("  {:<22} {:>7} KiB on disk", "shannot", fs::metadata(&self.shannot).unwrap().len() / 1024);
+        for (name, program) in [("shannot", &self.shannot), ("shannot-bwrap", &self.shannot_bwrap)] {
+            println!("  {name:<22} {:>7} KiB on disk", fs::metadata(program).unwrap().len() / 1024);
+        }
         self.many_binds(&no_allowlist);
     }
 
@@ -295,7 +307,7 @@ impl Bench {
             let more: Vec<String> =
                 (0..count).flat_map(|index| ["--ro-bind".to_owned(), source.clone(), target(index)]).collect();
             let mut contenders = vec![self.shannot("shannot", &profile, &[&self.command])];
-            contenders.extend(self.bwrap(&more, &[&self.command]));
+            contenders.extend(self.bwraps(&more, &[&self.command]));
             compare(&format!("{count} binds"), &contenders, rounds() / if count > 100 { 40 } else { 10 });
         }
     }
@@ -313,7 +325,7 @@ fn many_host_mounts() {
         profile["binds"].as_array_mut().unwrap().push(serde_json::json!({"source": bench.command, "target": "/true"}));
     });
     let mut contenders = vec![bench.shannot("shannot", &profile, &["/true"])];
-    if let Some(mut bwrap) = bench.bwrap(&[], &["/true"]) {
+    for mut bwrap in bench.bwraps(&[], &["/true"]) {
         // The command alone, not the folder with the thousand mounts.
         let folder = bench.folder.path().display().to_string();
         let at = bwrap.words.iter().position(|word| *word == folder).unwrap();
