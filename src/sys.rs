@@ -187,6 +187,15 @@ pub fn wait4(pid: Option<Pid>, options: c_int) -> Result<Option<Waited>> {
     }
 }
 
+/// pidfd_open(2): a descriptor that can be read once the process has ended.
+///
+/// # Errors
+/// ESRCH; ENOSYS before 5.3.
+pub fn pidfd_open(pid: Pid) -> Result<OwnedFd> {
+    // SAFETY: integers only.
+    new_fd(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })
+}
+
 /// Sets a signal's disposition to the default.
 ///
 /// # Errors
@@ -274,36 +283,29 @@ pub fn attach_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
     check(unsafe { libc::syscall(libc::SYS_move_mount, from, empty, to, empty, flags) }).map(drop)
 }
 
-/// move_mount(2) to a path relative to the working directory.
-///
-/// # Errors
-/// As [`attach_tree`].
-pub fn attach_tree_here(from: BorrowedFd<'_>, to: &CStr) -> Result<()> {
-    let (from, empty) = (from.as_raw_fd(), c"".as_ptr());
-    let flags = MOVE_MOUNT_F_EMPTY_PATH;
-    // SAFETY: both paths are NUL-terminated and outlive the call.
-    check(unsafe { libc::syscall(libc::SYS_move_mount, from, empty, libc::AT_FDCWD, to.as_ptr(), flags) }).map(drop)
-}
-
 /// mount_setattr(2) on the mount that `fd` names.
 ///
 /// # Errors
 /// EPERM when a locked attribute would be cleared; ENOSYS before 5.12.
-pub fn set_mount_attributes(fd: BorrowedFd<'_>, recursive: bool, set: u64, clear: u64) -> Result<()> {
-    let attributes = MountAttr { attr_set: set, attr_clr: clear, propagation: 0, userns_fd: 0 };
+pub fn set_mount_attributes(fd: BorrowedFd<'_>, recursive: bool, set: u64) -> Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: the path is an empty static string and the structure is alive, of the size that is passed.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            fd.as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            &raw const attributes,
-            size_of::<MountAttr>(),
-        )
-    })
-    .map(drop)
+    mount_setattr(fd.as_raw_fd(), c"", flags, set)
+}
+
+/// mount_setattr(2) on the mount at a path relative to the working directory.
+///
+/// # Errors
+/// As [`set_mount_attributes`].
+pub fn set_mount_attributes_here(path: &CStr, set: u64) -> Result<()> {
+    mount_setattr(libc::AT_FDCWD, path, 0, set)
+}
+
+fn mount_setattr(dir: RawFd, path: &CStr, flags: c_int, attr_set: u64) -> Result<()> {
+    let attributes = MountAttr { attr_set, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let (path, attributes) = (path.as_ptr(), &raw const attributes);
+    // SAFETY: the path is NUL-terminated and the structure is alive, of the size that is passed.
+    check(unsafe { libc::syscall(libc::SYS_mount_setattr, dir, path, flags, attributes, size_of::<MountAttr>()) })
+        .map(drop)
 }
 
 /// statx(2), STATX_MNT_ID: which mount a descriptor is on. `None` before Linux 5.8.

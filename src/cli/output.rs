@@ -134,9 +134,9 @@ fn errno_of(error: &(dyn Error + 'static)) -> Option<i32> {
     error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error)
 }
 
-/// A line on stderr. If that fails there is nowhere left to say so.
+/// A line on stderr, in one piece. If that fails there is nowhere left to say so.
 pub(super) fn note(text: &str) {
-    if writeln!(io::stderr(), "{text}").is_err() {}
+    if io::stderr().write_all(format!("{text}\n").as_bytes()).is_err() {}
 }
 
 /// A result on stdout. A reader that has gone away (`| head`) is no failure.

@@ -200,6 +200,8 @@ pub struct RootRules {
     pub make_on_host: bool,
     /// A link in the last place of a target is followed, inside; else nothing is mounted on it.
     pub follow_last: bool,
+    /// All tmpfs without a size of their own are parts of one, and share its size.
+    pub share_tmpfs: bool,
     /// What the host mounts later below a bind appears in it.
     pub receive_mounts: bool,
     /// A submount that can't have the attributes of its bind is worth a warning, not an error.
@@ -327,13 +329,11 @@ struct Bind<'a> {
 
 fn bind(root: &mut Root, policy: &Policy, host: &Host, bind: &Bind<'_>) -> Result<(), PlanError> {
     let Bind { source, target, access, optional } = bind;
-    let mut kind = host.files.kind(source);
+    // Where a link is always followed, it need not be looked at.
+    let follow = policy.bubblewrap.is_some();
+    let mut kind = if follow { host.files.target_kind(source) } else { host.files.kind(source) };
     if let Ok(Kind::Link(text)) = &kind {
-        if policy.bubblewrap.is_none()
-            && *access == Access::ReadOnly
-            && source == &target.as_path()
-            && leads_into_bind(policy, source, text)
-        {
+        if *access == Access::ReadOnly && source == &target.as_path() && leads_into_bind(policy, source, text) {
             // The links of merged /usr cost a mount each when bound, and mean the same when made again.
             root.steps.push(Step::Symlink { text: text.clone(), target: (*target).clone() });
             return Ok(());

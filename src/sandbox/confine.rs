@@ -100,7 +100,7 @@ fn drop_others(kept: u64) -> Result<(), Fault> {
     for set in [caps::CapSet::Inheritable, caps::CapSet::Effective, caps::CapSet::Permitted] {
         caps::set(None, set, &wanted).map_err(refused).at(Stage::Capabilities)?;
     }
-    for set in [caps::CapSet::Inheritable, caps::CapSet::Effective, caps::CapSet::Permitted] {
+    for set in [caps::CapSet::Inheritable, caps::CapSet::Permitted] {
         if held(set)? & !kept != 0 {
             return Err(Errno::EPERM).at(Stage::CapabilitiesHeld);
         }

@@ -92,13 +92,9 @@ impl<'a> NewRoot<'a> {
         // as anywhere on the host, and neither `..` nor a bind of `/` meets the tmpfs.
         pivot_root(".", HOST)?;
         chroot(HOST)?;
-        // Covers for hidden things: nobody may open them, and not even their owner may change that. What is bound
-        // from a mount has its flags.
-        mkdirat(AT_FDCWD, COVERS, Mode::from_bits_truncate(0o755))?;
-        mkdirat(AT_FDCWD, COVER_DIRECTORY, Mode::empty())?;
-        mknodat(AT_FDCWD, COVER_FILE, SFlag::S_IFREG, Mode::empty(), 0)?;
-        bind_over_itself(COVERS)?;
-        remount(COVERS, MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC | TMPFS_FLAGS)?;
+        if plan.steps.iter().any(|step| matches!(step, Step::Hide { .. } | Step::MaskProc { .. })) {
+            make_covers()?;
+        }
         // pivot_root(2) wants a mount point.
         bind_over_itself(ROOT)?;
         let root = openat(AT_FDCWD, ROOT, PATH_ONLY | OFlag::O_DIRECTORY, Mode::empty())?;
@@ -114,8 +110,7 @@ impl<'a> NewRoot<'a> {
             Step::BindDescriptor { fd, target, attributes } => self.bind_descriptor(index, *fd, target, *attributes),
             Step::Data { .. } => self.data(index, step),
             Step::Overlay { sources, top, target } => self.overlay(index, sources, top, target),
-            Step::Tmpfs { target, mode, size: None } => self.shared_tmpfs(index, target, *mode),
-            Step::Tmpfs { target, mode, size: Some(size) } => self.own_tmpfs(index, target, *mode, *size),
+            Step::Tmpfs { target, mode, size } => self.tmpfs(index, target, *mode, *size),
             Step::Proc { target } => {
                 let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
                 self.mount_new(index, target, "proc", flags)
@@ -236,7 +231,7 @@ impl<'a> NewRoot<'a> {
     }
 
     fn set_attributes(&self, index: usize, tree: &OwnedFd, attributes: Attributes) -> Result<(), Fault> {
-        match sys::set_mount_attributes(tree.as_fd(), true, flags(attributes), 0) {
+        match sys::set_mount_attributes(tree.as_fd(), true, flags(attributes)) {
             // The caller relies on no submount's attributes; the bind's own it has.
             Err(errno) if self.plan.root.lenient => {
                 self.prepared.warn(Fault {
@@ -244,16 +239,25 @@ impl<'a> NewRoot<'a> {
                     index: u32::try_from(index).unwrap_or(u32::MAX),
                     errno,
                 });
-                sys::set_mount_attributes(tree.as_fd(), false, flags(attributes), 0)
+                sys::set_mount_attributes(tree.as_fd(), false, flags(attributes))
             }
             result => result,
         }
         .at_index(Stage::Attributes, index)
     }
 
-    /// A part of the base tmpfs at `target`: cheaper than a tmpfs of its own, and all share one size.
-    pub(super) fn shared_tmpfs(&mut self, index: usize, target: &SandboxPath, mode: u32) -> Result<(), Fault> {
+    /// An empty tmpfs: a part of the base tmpfs, which is cheaper, where one size for all will do.
+    pub(super) fn tmpfs(
+        &mut self,
+        index: usize,
+        target: &SandboxPath,
+        mode: u32,
+        size: Option<u64>,
+    ) -> Result<(), Fault> {
         let place = self.place(index, target, Node::Directory, Some(mode))?;
+        if size.is_some() || !self.plan.root.share_tmpfs {
+            return self.own_tmpfs(&place, target, mode, size).at_index(Stage::Mount, index);
+        }
         let at = classic::proc_path(&place.fd);
         let mounted = if place.made {
             // Stays writable when the root around it is sealed.
@@ -266,19 +270,18 @@ impl<'a> NewRoot<'a> {
         mounted.at_index(Stage::Mount, index)
     }
 
+    fn own_tmpfs(&mut self, place: &Place, target: &SandboxPath, mode: u32, size: Option<u64>) -> nix::Result<()> {
+        let size = size.map_or_else(String::new, |size| format!(",size={size}"));
+        mount_on(&place.fd, "tmpfs", tmpfs_flags(self.plan), Some(&format!("mode={mode:o}{size}")))?;
+        let made = if target.is_root() { self.look_at_root() } else { self.open_inside(target.as_path()) };
+        self.ours.push(fstat(&made?)?.st_dev);
+        Ok(())
+    }
+
     /// A path on the base tmpfs that nothing is at, and that the command can't reach.
     pub(super) fn scratch_name(&mut self) -> String {
         self.scratch += 1;
         format!("{SCRATCH}/{}", self.scratch)
-    }
-
-    fn own_tmpfs(&mut self, index: usize, target: &SandboxPath, mode: u32, size: u64) -> Result<(), Fault> {
-        let options = format!("mode={mode:o},size={size}");
-        let place = self.place(index, target, Node::Directory, Some(mode))?;
-        mount_on(&place.fd, "tmpfs", tmpfs_flags(self.plan), Some(&options)).at_index(Stage::Mount, index)?;
-        let made = self.open_inside(target.as_path()).and_then(|fd| fstat(&fd)).at_index(Stage::Target, index)?;
-        self.ours.push(made.st_dev);
-        Ok(())
     }
 
     /// A file system of its own.
@@ -364,7 +367,7 @@ impl<'a> NewRoot<'a> {
         }
         let fd = look_up(&self.root, target.as_path(), self.lookup())?;
         let flags = sys::MOUNT_ATTR_RDONLY | sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NODEV;
-        sys::set_mount_attributes(fd.as_fd(), false, flags, 0)
+        sys::set_mount_attributes(fd.as_fd(), false, flags)
     }
 
     /// Makes the new root `/` and lets go of the old one.
@@ -434,6 +437,16 @@ fn mismatch(tree: &OwnedFd, to: &OwnedFd) -> Errno {
 /// Of every tmpfs; under an allowlist nothing in one can be executed.
 pub(super) fn tmpfs_flags(plan: &Plan) -> MsFlags {
     if plan.noexec() { TMPFS_FLAGS | MsFlags::MS_NOEXEC } else { TMPFS_FLAGS }
+}
+
+/// Covers for hidden things, in the working directory: nobody may open them, and not even their owner may change that. What
+/// is bound from a mount has its flags.
+fn make_covers() -> nix::Result<()> {
+    mkdirat(AT_FDCWD, COVERS, Mode::from_bits_truncate(0o755))?;
+    mkdirat(AT_FDCWD, COVER_DIRECTORY, Mode::empty())?;
+    mknodat(AT_FDCWD, COVER_FILE, SFlag::S_IFREG, Mode::empty(), 0)?;
+    bind_over_itself(COVERS)?;
+    remount(COVERS, MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC | TMPFS_FLAGS)
 }
 
 /// Folders on the way to something that a group, or others, can't use are not for them either.

@@ -10,9 +10,11 @@ use nix::unistd::symlinkat;
 
 use super::classic;
 use super::failure::{At, Fault, Stage};
+use super::prepare::c_string;
 use super::resolve::Node;
 use super::rootfs::{COVER_DIRECTORY, COVER_FILE, NONE, NewRoot, bind_over_itself, remount, tmpfs_flags};
 use crate::policy::SandboxPath;
+use crate::sys;
 
 /// Below /proc: files and folders that tell or do too much, and folders that may be read (security.md, rule 2).
 const PROC_MASKED: &[(&str, Node)] = &[
@@ -51,9 +53,12 @@ impl NewRoot<'_> {
         open: bool,
         console: Option<&Path>,
     ) -> Result<(), Fault> {
-        self.shared_tmpfs(index, target, 0o755)?;
+        self.tmpfs(index, target, 0o755, None)?;
+        // It means nothing for a device, and costs a call each; but clients may compare.
+        let nosuid = open && self.plan.mount_api;
         let dev = self.open_inside(target.as_path()).at_index(Stage::Target, index)?;
-        self.in_directory(&dev, || fill_devices(tmpfs_flags(self.plan), open, console)).at_index(Stage::Mount, index)
+        self.in_directory(&dev, || fill_devices(tmpfs_flags(self.plan), open, nosuid, console))
+            .at_index(Stage::Mount, index)
     }
 
     /// Makes unreadable what tells too much, and read-only what does too much.
@@ -76,13 +81,16 @@ impl NewRoot<'_> {
 }
 
 /// Fills the working directory, an empty tmpfs; seals it if it is not to stay open.
-fn fill_devices(tmpfs: MsFlags, open: bool, console: Option<&Path>) -> nix::Result<()> {
+fn fill_devices(tmpfs: MsFlags, open: bool, nosuid: bool, console: Option<&Path>) -> nix::Result<()> {
     let bind_device = |source: &Path, name: &str| {
         mknodat(AT_FDCWD, name, SFlag::S_IFREG, Mode::from_bits_truncate(0o444), 0)?;
         mount(Some(source), name, NONE, MsFlags::MS_BIND, NONE)
     };
     for name in DEVICES {
         bind_device(&Path::new("/dev").join(name), name)?;
+        if nosuid {
+            sys::set_mount_attributes_here(&c_string(name), sys::MOUNT_ATTR_NOSUID)?;
+        }
     }
     if let Some(console) = console {
         bind_device(console, "console")?;

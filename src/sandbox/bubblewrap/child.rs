@@ -1,12 +1,13 @@
 //! Inside, under bubblewrap's contract: the first process sets up, and either becomes the command or reaps for it.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
@@ -24,6 +25,7 @@ use super::super::setup::{
     change_directory, die_with_supervisor, enter_second_user_namespace, find_command, limit_user_namespaces,
     loopback_up, map_ids, own_proc_directory, set_limits,
 };
+use super::super::supervisor::LONG_COMMAND;
 use super::{GO, exit_code};
 use crate::plan::BubblewrapPlan;
 use crate::sys;
@@ -52,15 +54,13 @@ fn set_up(prepared: &Prepared<'_>, asked: &BubblewrapPlan, channel: &OwnedFd) ->
     let plan = prepared.plan;
     close_at_exec(&asked.closed);
     if let Some(pidns) = asked.handed.pidns {
-        // The signal would come when the process between ends, so it has to wait for the launcher's word.
         enter_pid_namespace(pidns, plan.namespaces.pid, channel)?;
-    } else if asked.die_with_parent {
-        die_with_supervisor(channel)?;
     }
     if asked.waits {
         wait_for_word(channel)?;
     }
     if asked.die_with_parent {
+        // Behind --pidns not before the launcher's word: the signal would come when the process between ends.
         die_with_supervisor(channel)?;
     }
     let caller_umask = umask(Mode::empty());
@@ -190,6 +190,7 @@ fn spawn(prepared: &Prepared<'_>, asked: &BubblewrapPlan, settled: &Settled, cha
         let command = start_at_once(prepared, settled, channel, parent)?;
         close_all_but(0, &kept_by_init(asked, channel, &locks)).at(Stage::Descriptors)?;
         keep_open(locks);
+        give_back_memory(command);
         return Ok(command);
     }
     // This process is under the filters too, lest the command makes it do what it may not do itself. So the command has to
@@ -286,6 +287,15 @@ fn kept_by_init(asked: &BubblewrapPlan, channel: &OwnedFd, locks: &[File]) -> Ve
 /// A lock goes with any descriptor of its file that is closed.
 fn keep_open(locks: Vec<File>) {
     locks.into_iter().for_each(std::mem::forget);
+}
+
+/// While a long command runs. Not under filters, which may know nothing of these calls; and where they fail, the memory stays.
+fn give_back_memory(command: Pid) {
+    let Ok(pidfd) = sys::pidfd_open(command) else { return };
+    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    if poll(&mut fds, PollTimeout::try_from(LONG_COMMAND).unwrap_or(PollTimeout::ZERO)) == Ok(0) {
+        sys::release_code();
+    }
 }
 
 /// Until nothing is left. The launcher hears of the command's end at once.

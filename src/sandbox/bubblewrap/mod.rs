@@ -5,11 +5,12 @@ mod child;
 
 use std::fs;
 use std::io::Write;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
@@ -20,7 +21,7 @@ use super::descriptors::close_all_but;
 use super::failure::{At, Failure, Fault, SandboxError, Stage};
 use super::message::{Message, Received};
 use super::prepare::{Prepared, Stdio};
-use super::supervisor::{check_single_threaded, clone_flags};
+use super::supervisor::{LONG_COMMAND, check_single_threaded, clone_flags};
 use crate::plan::{BubblewrapPlan, Namespaces, Plan};
 use crate::sys;
 
@@ -175,7 +176,7 @@ impl Monitor<'_> {
         if self.plan.ids.uid != 0 && self.asked.handed.userns.is_none() {
             return Ok(());
         }
-        for set in [caps::CapSet::Effective, caps::CapSet::Inheritable, caps::CapSet::Permitted] {
+        for set in [caps::CapSet::Effective, caps::CapSet::Permitted] {
             caps::clear(None, set).map_err(|_| Failure::supervise("drop the launcher's capabilities", Errno::EPERM))?;
         }
         if self.asked.die_with_parent {
@@ -188,6 +189,10 @@ impl Monitor<'_> {
 
     /// The command's wait status, and whether it was executed at all.
     fn wait(&mut self, warn: &mut dyn FnMut(&Failure)) -> Result<(i32, bool), SandboxError> {
+        let mut fds = [PollFd::new(self.channel.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut fds, PollTimeout::try_from(LONG_COMMAND).unwrap_or(PollTimeout::ZERO)) == Ok(0) {
+            sys::release_code();
+        }
         loop {
             let received = Message::receive(&self.channel);
             match received.map_err(|errno| Failure::supervise("read from the sandbox", errno))? {
