@@ -13,6 +13,8 @@
 mod support;
 
 mod allowlist;
+mod bwrap;
+mod bwrap_handed;
 mod command_line;
 mod environment;
 mod faults;

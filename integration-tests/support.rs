@@ -59,15 +59,21 @@ pub fn tool(name: &str) -> Option<PathBuf> {
 /// The binary, where every caller can execute it.
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| {
-        let folder = Scratch::new().keep();
-        let copy = folder.join("shannot");
-        let built =
-            std::env::var_os("SHANNOT_TEST_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_shannot").into(), PathBuf::from);
-        fs::copy(built, &copy).unwrap();
-        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
-        copy
-    })
+    BINARY.get_or_init(|| copied("shannot", "SHANNOT_TEST_BINARY", env!("CARGO_BIN_EXE_shannot")))
+}
+
+/// The same of what stands in for bubblewrap.
+pub fn bwrap_binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| copied("shannot-bwrap", "SHANNOT_TEST_BWRAP", env!("CARGO_BIN_EXE_shannot-bwrap")))
+}
+
+/// `variable` names the file where the tests do not run in the folder that they were built in.
+fn copied(name: &str, variable: &str, built: &str) -> PathBuf {
+    let copy = Scratch::new().keep().join(name);
+    fs::copy(std::env::var_os(variable).unwrap_or_else(|| built.into()), &copy).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    copy
 }
 
 /// A folder that every caller can look into, gone after the test.

@@ -14,7 +14,14 @@ pub(super) const INVALID_FILTER: &str = "Unable to set up system call filtering 
 
 /// As strerror(3).
 pub(super) fn errno(error: &io::Error) -> String {
-    error.raw_os_error().map_or_else(|| error.to_string(), |number| Errno::from_raw(number).desc().to_owned())
+    let text = error.to_string();
+    // std adds the number.
+    text.split(" (os error").next().unwrap_or_default().to_owned()
+}
+
+/// As strerror(3).
+pub(super) fn strerror(errno: Errno) -> String {
+    self::errno(&errno.into())
 }
 
 pub(super) fn plan(error: &PlanError) -> String {
@@ -22,7 +29,7 @@ pub(super) fn plan(error: &PlanError) -> String {
         PlanError::Source { origin, cause, .. } => {
             format!("Can't find source path {}: {}", origin.display(), errno(cause))
         }
-        PlanError::EmptyCommand => format!("execvp : {}", Errno::ENOENT.desc()),
+        PlanError::EmptyCommand => format!("execvp : {}", strerror(Errno::ENOENT)),
         PlanError::NeedsPrivilege => "Creating new namespace failed: Operation not permitted".to_owned(),
         other => Complaint::new("plan", other, None).message,
     }
@@ -30,7 +37,7 @@ pub(super) fn plan(error: &PlanError) -> String {
 
 pub(super) fn warning(failure: &Failure, plan: &Plan) -> String {
     let (source, target) = paths(plan.steps.get(failure.index));
-    format!("Can't remount {source} submount ({target}), ignoring error: {}", failure.errno.desc())
+    format!("Can't remount {source} submount ({target}), ignoring error: {}", strerror(failure.errno))
 }
 
 pub(super) fn sandbox(error: &SandboxError, plan: &Plan) -> String {
@@ -94,7 +101,7 @@ fn failed(failure: &Failure, plan: &Plan) -> String {
         (Stage::Lookup | Stage::Exec, _) => format!("execvp {}", word(plan)),
         (_, _) => failure.text.clone(),
     };
-    format!("{text}: {}", failure.errno.desc())
+    format!("{text}: {}", strerror(failure.errno))
 }
 
 const NO_PERMISSION: &str = "No permissions to create a new namespace, likely because the kernel does not allow non-privileged user namespaces. On e.g. debian this can be enabled with 'sysctl kernel.unprivileged_userns_clone=1'.";
@@ -148,7 +155,7 @@ fn in_the_way(failure: &Failure) -> String {
 }
 
 fn mount(step: Option<&Step>, source: &str, target: &str, errno: Errno) -> String {
-    let why = errno.desc();
+    let why = strerror(errno);
     match step {
         Some(Step::Proc { .. }) => format!("Can't mount proc on /newroot{target}: {why}"),
         Some(Step::Tmpfs { .. }) => format!("Can't mount tmpfs on /newroot{target}: {why}"),

@@ -162,7 +162,7 @@ fn check_descriptors(policy: &Policy) -> Result<(), String> {
     });
     for fd in asked.handed.kept_from_command().chain(asked.handed.sync).chain(of_files) {
         fcntl(sys::borrow_number(fd), FcntlArg::F_GETFD)
-            .map_err(|errno| format!("Invalid fd: {fd}: {}", errno.desc()))?;
+            .map_err(|errno| format!("Invalid fd: {fd}: {}", messages::strerror(errno)))?;
     }
     Ok(())
 }

@@ -128,7 +128,7 @@ fn order_is_kept(ops: &[FsOp]) -> bool {
         FsOp::Bind { target, access: Access::ReadOnly | Access::ReadWrite, .. } if target.is_root() => Some(0),
         FsOp::Proc { target } if target.as_os_str() == "/proc" => Some(1),
         FsOp::Dev { target } if target.as_os_str() == "/dev" => Some(2),
-        FsOp::Tmpfs { target, mode, size: None, .. } if *mode == usual_mode(target) => Some(3),
+        FsOp::Tmpfs { target, mode, size: None, .. } if is_usual(*mode, target) => Some(3),
         FsOp::Bind { access: Access::ReadOnly | Access::ReadWrite, .. } => Some(4),
         FsOp::Bind { .. } | FsOp::Tmpfs { .. } | FsOp::Proc { .. } | FsOp::Dev { .. } => None,
         _ => Some(5),
@@ -146,8 +146,10 @@ fn order_is_kept(ops: &[FsOp]) -> bool {
     })
 }
 
-fn usual_mode(target: &SandboxPath) -> u32 {
-    if ["/tmp", "/var/tmp"].iter().any(|path| target.as_os_str() == *path) { 0o1777 } else { 0o755 }
+/// A profile's /tmp is for all, of whom there is one.
+fn is_usual(mode: u32, target: &SandboxPath) -> bool {
+    let shared = ["/tmp", "/var/tmp"].iter().any(|path| target.as_os_str() == *path);
+    mode == 0o755 || (shared && mode == 0o1777)
 }
 
 /// Where a profile is stricter than the command line.

@@ -52,6 +52,10 @@ pub(super) fn run(prepared: &Prepared<'_>, asked: &BubblewrapPlan, channel: &Own
 /// The set-up, in the order that the kernel dictates.
 fn set_up(prepared: &Prepared<'_>, asked: &BubblewrapPlan, channel: &OwnedFd) -> Result<Settled, Fault> {
     let plan = prepared.plan;
+    // The launcher's: who reads there waits for the end of file.
+    for fd in [asked.handed.info, asked.handed.json_status].into_iter().flatten() {
+        close_if_open(fd);
+    }
     close_at_exec(&asked.closed);
     if let Some(pidns) = asked.handed.pidns {
         enter_pid_namespace(pidns, plan.namespaces.pid, channel)?;
@@ -109,6 +113,11 @@ fn set_up(prepared: &Prepared<'_>, asked: &BubblewrapPlan, channel: &OwnedFd) ->
     }
     tell_warnings(prepared, channel)?;
     Ok(settled)
+}
+
+/// The same number may have been given twice.
+pub(super) fn close_if_open(fd: RawFd) {
+    if sys::close_number(fd).is_err() {}
 }
 
 /// What was used up is not the command's. A number that is not open has nothing to close.

@@ -141,7 +141,7 @@ impl Monitor<'_> {
             let text = format!("{{\n    \"child-pid\": {}{members}\n}}\n", self.init);
             write_to(fd, &text).map_err(|fault| self.failure(fault))?;
             if handed.json_status != Some(fd) {
-                close(fd);
+                child::close_if_open(fd);
             }
         }
         if let Some(fd) = handed.json_status {
@@ -229,11 +229,6 @@ fn write_to(fd: RawFd, text: &str) -> Result<(), Fault> {
     file.and_then(|mut file| file.write_all(text.as_bytes()))
         .map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
         .at(Stage::Info)
-}
-
-fn close(fd: RawFd) {
-    // It has just been written to, so it is open; its reader waits for the end of file.
-    if sys::close_number(fd).is_err() {}
 }
 
 /// As a shell says it.
