@@ -127,7 +127,7 @@ fn apply_text(
         Text::Mqueue => policy.fs.push(FsOp::Mqueue { target: inside()? }),
         Text::Hostname => match argument.to_str() {
             Some(name) => policy.hostname = Some(name.to_owned()),
-            None => return Err(BwrapError::Refused { option: option(flag), reason: "a host name is text" }),
+            None => return Err(BwrapError::Usage("--hostname takes UTF-8")),
         },
         Text::LockFile | Text::CapAdd | Text::CapDrop | Text::ExecLabel | Text::FileLabel => return Ok(false),
     }

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::{Access, FsOp, Network, OverlayTop, Policy, SandboxPath, Workdir};
+use crate::policy::{Access, CapabilityEdit, CapabilityName, FsOp, Network, OverlayTop, Policy, SandboxPath, Workdir};
 
 fn complaint(line: &str) -> String {
     let words: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
@@ -93,6 +93,89 @@ fn what_a_profile_cannot_mean_is_refused_by_name() {
     assert!(applied(&["ls"]).unwrap_err().to_string().contains("\"ls\" is not an option"));
 }
 
+/// What the program makes of a line; `--args 7` brings these words.
+fn program(line: &str, file: &str) -> Result<Policy, String> {
+    let words: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+    let mut read = |fd| if fd == 7 { Ok(file.replace(' ', "\0").into_bytes()) } else { Err("closed".to_owned()) };
+    let (lexed, result) = lex_program(&words, &mut read);
+    result.map_err(|error| error.to_string())?;
+    let caller = Caller { uid: 1000, gid: 1000, cwd: Some("/home/me".into()), ..Caller::default() };
+    policy(&lexed, &caller, Vec::new()).map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_command_line_leaves_open_what_it_does_not_name() {
+    let policy = program("--ro-bind / / ls", "").unwrap();
+    assert_eq!(policy.network, Network::Host);
+    assert!(policy.environment.inherit && policy.namespaces.user && !policy.namespaces.pid);
+    assert_eq!(policy.command, ["ls"]);
+}
+
+#[test]
+fn relative_paths_are_from_the_callers_directory_outside_and_from_the_root_inside() {
+    let policy = program("--bind a/b ../c ls", "").unwrap();
+    let target = SandboxPath::traversing("/../c").unwrap();
+    let bind = FsOp::Bind { source: "/home/me/a/b".into(), target, access: Access::ReadWrite, optional: false };
+    assert_eq!(policy.fs, [bind]);
+}
+
+#[test]
+fn an_arguments_file_stands_in_the_place_of_its_option() {
+    let made = |path| FsOp::Dir { target: at(path), mode: 0o755 };
+    let policy = program("--dir /a --args 7 --dir /c ls", "--dir /b -- ignored").unwrap();
+    assert_eq!(policy.fs, [made("/a"), made("/b"), made("/c")]);
+    assert_eq!(policy.command, ["ls"]);
+    let perms = program("--perms 0700 --args 7 ls", "--dir /b").unwrap();
+    assert_eq!(perms.fs, [FsOp::Dir { target: at("/b"), mode: 0o700 }]);
+    for (file, complaint) in [
+        ("--args 7", "--args not supported in arguments file"),
+        ("--perms 0700", "--perms must be followed by an option that creates a file"),
+        ("--bind x", "--bind takes two arguments"),
+    ] {
+        assert_eq!(program("--args 7 ls", file).unwrap_err(), complaint);
+    }
+    assert_eq!(program("--args 8 ls", "").unwrap_err(), "Can't read --args data: closed");
+}
+
+#[test]
+fn options_that_do_not_go_together_are_refused_in_bubblewraps_words() {
+    for (line, complaint) in [
+        ("--as-pid-1 ls", "Specifying --as-pid-1 requires --unshare-pid"),
+        ("--userns 3 --unshare-user ls", "--userns is not compatible with --unshare-user"),
+        ("--userns 3 --unshare-all ls", "--userns is not compatible with --unshare-user-try"),
+        ("--disable-userns ls", "--disable-userns requires --unshare-user"),
+        ("--hostname h ls", "Specifying --hostname requires --unshare-uts"),
+        ("--unshare-user --userns-block-fd 3 ls", "--userns-block-fd requires --info-fd"),
+        ("--setenv a=b c ls", "setenv failed"),
+        ("--exec-label x ls", "labeling not supported on this system"),
+        ("--cap-add NET_RAW ls", "unknown cap: NET_RAW"),
+        ("--debug-opt=x ls", "Unknown --debug-opt value: x"),
+    ] {
+        assert_eq!(program(line, "").unwrap_err(), complaint);
+    }
+    let capabilities = program("--cap-drop ALL --cap-add cap_net_raw --cap-add 5 ls", "").unwrap().bubblewrap.unwrap();
+    let added = |number| CapabilityEdit::Add(CapabilityName::Number(number));
+    assert_eq!(capabilities.capabilities, [CapabilityEdit::Drop(CapabilityName::All), added(13), added(5)]);
+}
+
+#[test]
+fn the_options_of_which_the_last_counts_are_named_each_time_they_come_again() {
+    let words = ["--chdir", "/", "--uid", "0", "--chdir", "/", "--chdir", "/a", "ls"].map(OsString::from);
+    let lexed = lex(&words).unwrap();
+    assert_eq!(repeated(&lexed).collect::<Vec<_>>(), [(2, "--chdir"), (3, "--chdir")]);
+}
+
+#[test]
+fn help_names_every_option() {
+    let text = usage("bwrap");
+    let words = Switch::ALL.iter().map(|option| option.word());
+    let words =
+        words.chain(Text::ALL.iter().map(|option| option.word())).chain(Fd::ALL.iter().map(|option| option.word()));
+    for word in words.chain(BindAccess::ALL.iter().map(|option| option.word())) {
+        assert!(text.contains(&format!("    {word} ")), "{word}");
+    }
+}
+
 fn word() -> impl Strategy<Value = OsString> {
     "[a-z/ ]{1,6}".prop_map(OsString::from)
 }
@@ -123,6 +206,7 @@ fn flags() -> impl Strategy<Value = Flag> {
             perms
         }),
         (word(), word()).prop_map(|(text, dest)| Flag::Symlink { text, dest }),
+        Just(Flag::WalkByHand),
         (0_u32..0o7777, word()).prop_map(|(mode, path)| Flag::Chmod { mode, path }),
         (proptest::collection::vec(word(), 2..4), word(), word(), word(), 0..3).prop_map(
             |(sources, upper, work, dest, which)| {
@@ -153,6 +237,9 @@ proptest! {
     fn no_words_panic(words in proptest::collection::vec("(--[a-z-]{1,12}|[0-9]{1,30}|.{0,5})", 0..20)) {
         let words: Vec<String> = words;
         // Refused or not, it comes back.
+        let line = words.join(" ");
+        let made = program(&line, &line);
+        prop_assert!(made.is_ok() || !made.unwrap_err().is_empty());
         let result = apply_additional_args(&words, &mut Policy::new("test"));
         prop_assert!(result.is_ok() || !result.unwrap_err().to_string().is_empty());
     }
