@@ -41,7 +41,7 @@ pub(super) fn build(prepared: &Prepared<'_>) -> Result<(), Fault> {
     // Nothing that is mounted from here on may appear on the host.
     let propagation = if plan.root.receive_mounts { MsFlags::MS_SLAVE } else { MsFlags::MS_PRIVATE };
     mount(NONE, "/", NONE, MsFlags::MS_REC | propagation, NONE).at(Stage::Propagation)?;
-    let mut root = NewRoot::create(prepared).at(Stage::BaseTmpfs)?;
+    let mut root = NewRoot::create(prepared)?;
     for (index, step) in plan.steps.iter().enumerate() {
         root.carry_out(index, step, prepared.sources.get(index).map_or(c"", CString::as_c_str))?;
     }
@@ -70,34 +70,21 @@ pub(super) struct NewRoot<'a> {
 }
 
 impl<'a> NewRoot<'a> {
-    fn create(prepared: &'a Prepared<'a>) -> nix::Result<Self> {
+    fn create(prepared: &'a Prepared<'a>) -> Result<Self, Fault> {
         let plan = prepared.plan;
-        let mut options = "mode=0755".to_owned();
-        if let Some(size) = plan.tmpfs_size {
-            options.push_str(&format!(",size={size}"));
-        }
-        // Over `/` itself, so that the host needs no directory for it; `/..` is the way up to what is mounted over the
-        // root (path_resolution(7): `..` crosses to the topmost mount).
-        mount(Some("tmpfs"), "/", Some("tmpfs"), tmpfs_flags(plan), Some(options.as_str()))?;
-        let base = open("/..", PATH_ONLY | OFlag::O_DIRECTORY, Mode::empty())?;
-        let device = fstat(&base)?.st_dev;
-        if device == stat("/")?.st_dev {
-            return Err(Errno::EXDEV);
-        }
-        fchdir(&base)?;
-        for directory in [ROOT, SCRATCH, HOST] {
-            mkdirat(AT_FDCWD, directory, Mode::from_bits_truncate(0o755))?;
-        }
+        let (base, device) = mount_base(plan).at(Stage::BaseTmpfs)?;
         // Then the other way round, the host below the tmpfs, and the host's root as this process's: sources resolve
         // as anywhere on the host, and neither `..` nor a bind of `/` meets the tmpfs.
-        pivot_root(".", HOST)?;
-        chroot(HOST)?;
-        if plan.steps.iter().any(|step| matches!(step, Step::Hide { .. } | Step::MaskProc { .. })) {
-            make_covers()?;
-        }
-        // pivot_root(2) wants a mount point.
-        bind_over_itself(ROOT)?;
-        let root = openat(AT_FDCWD, ROOT, PATH_ONLY | OFlag::O_DIRECTORY, Mode::empty())?;
+        pivot_root(".", HOST).and_then(|()| chroot(HOST)).at(Stage::Pivot)?;
+        let prepare = || {
+            if plan.steps.iter().any(|step| matches!(step, Step::Hide { .. } | Step::MaskProc { .. })) {
+                make_covers()?;
+            }
+            // pivot_root(2) wants a mount point.
+            bind_over_itself(ROOT)?;
+            openat(AT_FDCWD, ROOT, PATH_ONLY | OFlag::O_DIRECTORY, Mode::empty())
+        };
+        let root = prepare().at(Stage::BaseTmpfs)?;
         Ok(Self { prepared, plan, base, root, ours: vec![device], scratch: 0, read: Vec::new() })
     }
 
@@ -437,6 +424,27 @@ fn mismatch(tree: &OwnedFd, to: &OwnedFd) -> Errno {
 /// Of every tmpfs; under an allowlist nothing in one can be executed.
 pub(super) fn tmpfs_flags(plan: &Plan) -> MsFlags {
     if plan.noexec() { TMPFS_FLAGS | MsFlags::MS_NOEXEC } else { TMPFS_FLAGS }
+}
+
+/// The tmpfs that all is built on, which becomes the working directory, and its device number.
+fn mount_base(plan: &Plan) -> nix::Result<(OwnedFd, u64)> {
+    let mut options = "mode=0755".to_owned();
+    if let Some(size) = plan.tmpfs_size {
+        options.push_str(&format!(",size={size}"));
+    }
+    // Over `/` itself, so that the host needs no directory for it; `/..` is the way up to what is mounted over the
+    // root (path_resolution(7): `..` crosses to the topmost mount).
+    mount(Some("tmpfs"), "/", Some("tmpfs"), tmpfs_flags(plan), Some(options.as_str()))?;
+    let base = open("/..", PATH_ONLY | OFlag::O_DIRECTORY, Mode::empty())?;
+    let device = fstat(&base)?.st_dev;
+    if device == stat("/")?.st_dev {
+        return Err(Errno::EXDEV);
+    }
+    fchdir(&base)?;
+    for directory in [ROOT, SCRATCH, HOST] {
+        mkdirat(AT_FDCWD, directory, Mode::from_bits_truncate(0o755))?;
+    }
+    Ok((base, device))
 }
 
 /// Covers for hidden things, in the working directory: nobody may open them, and not even their owner may change that. What

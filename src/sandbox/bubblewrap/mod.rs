@@ -32,25 +32,21 @@ const GO: u8 = 1;
 /// on, unless the policy ties it to this process.
 ///
 /// # Errors
-/// [`SandboxError`]: the command was not executed.
+/// [`SandboxError`]: the command was not executed, or nobody could be told how it ended.
 pub fn follow(plan: &Plan, asked: &BubblewrapPlan, warn: &mut dyn FnMut(&Failure)) -> Result<u8, SandboxError> {
     check_single_threaded()?;
     let fail = |fault| SandboxError::from(Failure::new(fault, plan));
     let stdio = Stdio::default();
     let prepared = Prepared::new(plan, &stdio, None);
-    let channel = start(&prepared, asked).map_err(fail)?;
-    let mut monitor = Monitor { plan, asked, init: channel.child, channel: channel.ours, executing: false };
-    monitor.watch(warn).inspect_err(|_| monitor.kill())
+    let (init, channel) = start(&prepared, asked).map_err(fail)?;
+    let mut monitor = Monitor { plan, asked, init, channel, executing: false };
+    let ready = monitor.let_go();
+    ready.inspect_err(|_| monitor.kill())?;
+    monitor.watch(warn)
 }
 
-/// What the clone leaves on this side.
-struct Launched {
-    child: Pid,
-    ours: OwnedFd,
-}
-
-/// All that comes before the clone, and the clone.
-fn start(prepared: &Prepared<'_>, asked: &BubblewrapPlan) -> Result<Launched, Fault> {
+/// All that comes before the clone, and the clone: the child, and our end of the channel to it.
+fn start(prepared: &Prepared<'_>, asked: &BubblewrapPlan) -> Result<(Pid, OwnedFd), Fault> {
     // A caller that ignores SIGCHLD would make wait4 lose the status (wait(2), NOTES).
     sys::default_disposition(Signal::SIGCHLD).at(Stage::Supervise)?;
     if asked.die_with_parent {
@@ -73,7 +69,7 @@ fn start(prepared: &Prepared<'_>, asked: &BubblewrapPlan) -> Result<Launched, Fa
             drop(ours);
             child::run(prepared, asked, &theirs)
         }
-        sys::Side::Parent(child) => Ok(Launched { child, ours }),
+        sys::Side::Parent(child) => Ok((child, ours)),
     }
 }
 
@@ -88,7 +84,8 @@ struct Monitor<'a> {
 }
 
 impl Monitor<'_> {
-    fn watch(&mut self, warn: &mut dyn FnMut(&Failure)) -> Result<u8, SandboxError> {
+    /// All that has to be done before the sandbox may go on without us.
+    fn let_go(&mut self) -> Result<(), SandboxError> {
         if self.asked.handed.pidns.is_some() {
             self.find_first_process()?;
         }
@@ -102,7 +99,10 @@ impl Monitor<'_> {
         }
         // Who reads a pipe that the command has must see it close.
         let kept: Vec<RawFd> = std::iter::once(self.channel.as_raw_fd()).chain(self.asked.handed.json_status).collect();
-        close_all_but(3, &kept).map_err(|errno| Failure::supervise("close descriptors", errno))?;
+        close_all_but(3, &kept).map_err(|errno| Failure::supervise("close descriptors", errno).into())
+    }
+
+    fn watch(&mut self, warn: &mut dyn FnMut(&Failure)) -> Result<u8, SandboxError> {
         let (status, executed) = self.wait(warn)?;
         let code = exit_code(status);
         if let Some(fd) = self.asked.handed.json_status.filter(|_| executed) {
