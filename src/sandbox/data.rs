@@ -92,7 +92,9 @@ impl NewRoot<'_> {
             return Err(Errno::EISDIR).at_index(Stage::TargetKind, index);
         };
         let parent = self.parent_of(index, &parent, mode)?;
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        // O_NONBLOCK: a FIFO there must not hold us up.
+        let new = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NONBLOCK;
+        let flags = new | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         openat(&parent, name, flags, permissions).map(File::from).at_index(Stage::Target, index)
     }
 

@@ -189,11 +189,13 @@ impl Monitor<'_> {
 
     /// The command's wait status, and whether it was executed at all.
     fn wait(&mut self, warn: &mut dyn FnMut(&Failure)) -> Result<(i32, bool), SandboxError> {
-        let mut fds = [PollFd::new(self.channel.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut fds, PollTimeout::try_from(LONG_COMMAND).unwrap_or(PollTimeout::ZERO)) == Ok(0) {
-            sys::release_code();
-        }
+        let mut patience = PollTimeout::try_from(LONG_COMMAND).unwrap_or(PollTimeout::NONE);
         loop {
+            if poll(&mut [PollFd::new(self.channel.as_fd(), PollFlags::POLLIN)], patience) == Ok(0) {
+                sys::release_code();
+                patience = PollTimeout::NONE;
+                continue;
+            }
             let received = Message::receive(&self.channel);
             match received.map_err(|errno| Failure::supervise("read from the sandbox", errno))? {
                 Some(Received { message: Message::Failed(fault), detail, .. }) => {
