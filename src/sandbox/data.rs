@@ -56,7 +56,7 @@ impl NewRoot<'_> {
         let Step::Data { fd, again, target, placement, mode } = step else { return Ok(()) };
         let permissions = Mode::from_bits_truncate(mode.unwrap_or(placement.default_mode()));
         if *placement == Placement::File {
-            let mut file = self.create_file(index, target, *mode, permissions)?;
+            let mut file = self.create_file(index, target, permissions)?;
             return self.fill(*fd, *again, &mut file).at_index(Stage::Data, index);
         }
         let name = self.scratch_name();
@@ -81,17 +81,11 @@ impl NewRoot<'_> {
     }
 
     /// Makes or empties the file at `target`, whose last component may not be a link.
-    fn create_file(
-        &self,
-        index: usize,
-        target: &SandboxPath,
-        mode: Option<u32>,
-        permissions: Mode,
-    ) -> Result<File, Fault> {
+    fn create_file(&self, index: usize, target: &SandboxPath, permissions: Mode) -> Result<File, Fault> {
         let (Some(parent), Some(name)) = (target.parent(), target.as_path().file_name()) else {
             return Err(Errno::EISDIR).at_index(Stage::TargetKind, index);
         };
-        let parent = self.parent_of(index, &parent, mode)?;
+        let parent = self.parent_of(index, &parent, Some(permissions.bits()))?;
         // O_NONBLOCK: a FIFO there must not hold us up.
         let new = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NONBLOCK;
         let flags = new | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

@@ -143,8 +143,10 @@ pub(super) struct Making<'a> {
     /// Folders of the host get what is missing too, as far as their mounts and modes allow.
     pub(super) on_host: bool,
     pub(super) lookup: Lookup,
-    /// Permission bits of what is made.
+    /// Permission bits of what is made on a file system of ours.
     pub(super) mode: u32,
+    /// Permission bits of what is made on the host.
+    pub(super) host_mode: u32,
     /// Permission bits of the folders on the way that are made.
     pub(super) parents: u32,
 }
@@ -153,7 +155,7 @@ impl Making<'_> {
     /// For the folder that the target lies in.
     pub(super) fn parent(self) -> Self {
         let lookup = Lookup { follow_last: true, ..self.lookup };
-        Self { mode: self.parents, lookup, ..self }
+        Self { mode: self.parents, host_mode: self.parents, lookup, ..self }
     }
 }
 
@@ -208,7 +210,7 @@ fn make(parent: BorrowedFd<'_>, name: &OsStr, node: Node, making: Making<'_>) ->
     if !is_ours && !making.on_host {
         return Err(Unresolved::OnHost);
     }
-    let mode = Mode::from_bits_truncate(making.mode);
+    let mode = Mode::from_bits_truncate(if is_ours { making.mode } else { making.host_mode });
     let made = match node {
         Node::Directory => mkdirat(parent, Path::new(name), mode),
         Node::File => mknodat(parent, name.as_bytes(), SFlag::S_IFREG, mode, 0),
@@ -270,7 +272,14 @@ mod tests {
         let root = open_dir(directory.path());
         let device = fstat(&root).unwrap().st_dev;
         let target = SandboxPath::new("/there/new/file").unwrap();
-        let making = |ours| Making { ours, on_host: false, lookup: Lookup::USUAL, mode: 0o644, parents: 0o755 };
+        let making = |ours| Making {
+            ours,
+            on_host: false,
+            lookup: Lookup::USUAL,
+            mode: 0o644,
+            host_mode: 0o644,
+            parents: 0o755,
+        };
         let refused = find_or_make(root.as_fd(), &target, Node::File, making(&[]));
         assert!(matches!(refused, Err(Unresolved::OnHost)));
         assert!(!directory.path().join("there/new").exists());
@@ -286,7 +295,7 @@ mod tests {
         let root = open_dir(directory.path());
         for by_hand in [false, true] {
             let lookup = Lookup { follow_last: false, by_hand };
-            let making = Making { ours: &[], on_host: true, lookup, mode: 0o755, parents: 0o755 };
+            let making = Making { ours: &[], on_host: true, lookup, mode: 0o755, host_mode: 0o755, parents: 0o755 };
             let find = |path: &str, node| find_or_make(root.as_fd(), &SandboxPath::new(path).unwrap(), node, making);
             assert!(matches!(find("/link", Node::Directory), Err(Unresolved::Kind(Errno::ELOOP))));
             assert!(matches!(find("/there", Node::File), Err(Unresolved::Kind(Errno::EISDIR))));

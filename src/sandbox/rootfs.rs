@@ -97,7 +97,7 @@ impl<'a> NewRoot<'a> {
             Step::BindDescriptor { fd, target, attributes } => self.bind_descriptor(index, *fd, target, *attributes),
             Step::Data { .. } => self.data(index, step),
             Step::Overlay { sources, top, target } => self.overlay(index, sources, top, target),
-            Step::Tmpfs { target, mode, size } => self.tmpfs(index, target, *mode, *size),
+            Step::Tmpfs { target, mode, size } => self.tmpfs(index, target, Some(*mode), *size),
             Step::Proc { target } => {
                 let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
                 self.mount_new(index, target, "proc", flags)
@@ -106,7 +106,10 @@ impl<'a> NewRoot<'a> {
             Step::ProtectProc { target } => self.protect_proc(target).at_index(Stage::Mount, index),
             Step::Dev { target, open, console } => self.devices(index, target, *open, console.as_deref()),
             Step::Mqueue { target } => self.mount_new(index, target, "mqueue", TMPFS_FLAGS | MsFlags::MS_NOEXEC),
-            Step::Dir { target, mode } => self.place(index, target, Node::Directory, Some(*mode)).map(drop),
+            Step::Dir { target, mode } => {
+                let making = Making { host_mode: *mode, ..self.making(Some(*mode), Node::Directory) };
+                self.find(index, target, Node::Directory, making).map(drop)
+            }
             Step::Symlink { text, target } => self.symlink(index, text, target),
             Step::Chmod { target, mode } => self.chmod(index, target, *mode),
             Step::RemountReadOnly { target } => self.remount_read_only(target).at_index(Stage::Mount, index),
@@ -149,12 +152,16 @@ impl<'a> NewRoot<'a> {
     /// What is made where a target is missing; the mode is the target's, if it is chosen.
     fn making(&self, mode: Option<u32>, node: Node) -> Making<'_> {
         let usual = if node == Node::Directory { DIRECTORY_MODE } else { FILE_MODE };
+        // bubblewrap's folders on the way to what has no permissions of its own are their owner's alone.
+        let unasked = if self.plan.bubblewrap.is_some() { parents_mode(0) } else { DIRECTORY_MODE };
         Making {
             ours: &self.ours,
             on_host: self.plan.root.make_on_host,
             lookup: self.lookup(),
             mode: mode.unwrap_or(usual),
-            parents: mode.map_or(DIRECTORY_MODE, parents_mode),
+            // The mount that comes over it has the mode; on the host it would stay.
+            host_mode: usual,
+            parents: mode.map_or(unasked, parents_mode),
         }
     }
 
@@ -238,12 +245,12 @@ impl<'a> NewRoot<'a> {
         &mut self,
         index: usize,
         target: &SandboxPath,
-        mode: u32,
+        mode: Option<u32>,
         size: Option<u64>,
     ) -> Result<(), Fault> {
-        let place = self.place(index, target, Node::Directory, Some(mode))?;
+        let place = self.place(index, target, Node::Directory, mode)?;
         if size.is_some() || !self.plan.root.share_tmpfs {
-            return self.own_tmpfs(&place, target, mode, size).at_index(Stage::Mount, index);
+            return self.own_tmpfs(&place, target, mode.unwrap_or(DIRECTORY_MODE), size).at_index(Stage::Mount, index);
         }
         let at = classic::proc_path(&place.fd);
         let mounted = if place.made {
@@ -251,7 +258,8 @@ impl<'a> NewRoot<'a> {
             bind_over_itself(&at)
         } else {
             let scratch = self.scratch_name();
-            mkdirat(&self.base, scratch.as_str(), Mode::from_bits_truncate(mode))
+            let mode = Mode::from_bits_truncate(mode.unwrap_or(DIRECTORY_MODE));
+            mkdirat(&self.base, scratch.as_str(), mode)
                 .and_then(|()| mount(Some(scratch.as_str()), &at, NONE, MsFlags::MS_BIND, NONE))
         };
         mounted.at_index(Stage::Mount, index)

@@ -53,7 +53,7 @@ impl NewRoot<'_> {
         open: bool,
         console: Option<&Path>,
     ) -> Result<(), Fault> {
-        self.tmpfs(index, target, 0o755, None)?;
+        self.tmpfs(index, target, None, None)?;
         // It means nothing for a device, and costs a call each; but clients may compare.
         let nosuid = open && self.plan.mount_api;
         let dev = self.open_inside(target.as_path()).at_index(Stage::Target, index)?;
