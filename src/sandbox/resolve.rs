@@ -180,6 +180,13 @@ pub(super) fn find_or_make(
         above = find_or_make(root, &parent, Node::Directory, making.parent())?.fd;
         above.as_fd()
     };
+    if target.as_path().components().any(|component| component == Component::ParentDir) {
+        // What was missing may have been only what `..` leads back out of.
+        match open() {
+            Err(Errno::ENOENT) => {}
+            result => return found(result?),
+        }
+    }
     match target.as_path().file_name() {
         Some(name) => make(parent, name, node, making),
         // `..`: there now that its parent is.
@@ -270,7 +277,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         create_dir(directory.path().join("there")).unwrap();
         let root = open_dir(directory.path());
-        let device = fstat(&root).unwrap().st_dev;
+        let ours = [fstat(&root).unwrap().st_dev];
         let target = SandboxPath::new("/there/new/file").unwrap();
         let making = |ours| Making {
             ours,
@@ -283,8 +290,12 @@ mod tests {
         let refused = find_or_make(root.as_fd(), &target, Node::File, making(&[]));
         assert!(matches!(refused, Err(Unresolved::OnHost)));
         assert!(!directory.path().join("there/new").exists());
-        find_or_make(root.as_fd(), &target, Node::File, making(&[device])).unwrap();
+        find_or_make(root.as_fd(), &target, Node::File, making(&ours)).unwrap();
         assert!(directory.path().join("there/new/file").is_file());
+        // Also where all that is missing is what `..` leads back out of.
+        let there = SandboxPath::traversing("/missing/../there").unwrap();
+        assert!(!find_or_make(root.as_fd(), &there, Node::Directory, making(&ours)).unwrap().made);
+        assert!(directory.path().join("missing").is_dir());
     }
 
     #[test]
