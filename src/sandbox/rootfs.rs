@@ -253,7 +253,9 @@ impl<'a> NewRoot<'a> {
             return self.own_tmpfs(&place, target, mode.unwrap_or(DIRECTORY_MODE), size).at_index(Stage::Mount, index);
         }
         let at = classic::proc_path(&place.fd);
-        let mounted = if place.made {
+        // One made on a tmpfs of its own size would have to share that.
+        let on_base = place.made && self.ours.first() == Some(&fstat(&place.fd).at_index(Stage::Target, index)?.st_dev);
+        let mounted = if on_base {
             // Stays writable when the root around it is sealed.
             bind_over_itself(&at)
         } else {
