@@ -97,6 +97,24 @@ fn sysctls_of_real_root_are_read_only() {
 }
 
 #[test]
+fn the_mode_of_the_hosts_proc_stays() {
+    let mode = || fs::metadata("/proc").unwrap().permissions();
+    let (_scratch, folder) = folder(Caller::Own);
+    let before = mode();
+    let line =
+        |options: &str| format!("\"$BWRAP\" --ro-bind / / {options} --proc /mnt --chmod 0711 /mnt stat -c %a /mnt");
+    let refused = script(Caller::Own, &folder, &line(""));
+    let after = mode();
+    if after != before {
+        // Not to leave it so.
+        fs::set_permissions("/proc", before.clone()).unwrap();
+    }
+    assert_eq!(after, before);
+    refused.expect_code(1).expect_stderr("bwrap: Can't chmod 0711 /mnt: Operation not permitted");
+    assert_eq!(script(Caller::Own, &folder, &line("--unshare-pid")).stdout, "711\n");
+}
+
+#[test]
 fn binds_can_be_written_or_not_as_asked_and_submounts_too() {
     for caller in callers() {
         let (_scratch, folder) = folder(caller);

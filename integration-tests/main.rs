@@ -14,7 +14,9 @@ mod support;
 
 mod allowlist;
 mod bwrap;
+mod bwrap_differential;
 mod bwrap_handed;
+mod bwrap_messages;
 mod command_line;
 mod environment;
 mod faults;

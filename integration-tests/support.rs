@@ -58,22 +58,31 @@ pub fn tool(name: &str) -> Option<PathBuf> {
 
 /// The binary, where every caller can execute it.
 pub fn binary() -> &'static Path {
-    static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| copied("shannot", "SHANNOT_TEST_BINARY", env!("CARGO_BIN_EXE_shannot")))
+    &binaries()[0]
 }
 
 /// The same of what stands in for bubblewrap.
 pub fn bwrap_binary() -> &'static Path {
-    static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| copied("shannot-bwrap", "SHANNOT_TEST_BWRAP", env!("CARGO_BIN_EXE_shannot-bwrap")))
+    &binaries()[1]
 }
 
-/// `variable` names the file where the tests do not run in the folder that they were built in.
-fn copied(name: &str, variable: &str, built: &str) -> PathBuf {
-    let copy = Scratch::new().keep().join(name);
-    fs::copy(std::env::var_os(variable).unwrap_or_else(|| built.into()), &copy).unwrap();
-    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
-    copy
+/// Both at once: a process that another test forks meanwhile would hold a copy open for writing, and what is open for writing
+/// can't be executed (ETXTBSY). The variables name the files where the tests do not run in the folder that they were built in.
+fn binaries() -> &'static [PathBuf; 2] {
+    static BINARIES: OnceLock<[PathBuf; 2]> = OnceLock::new();
+    BINARIES.get_or_init(|| {
+        let folder = Scratch::new().keep();
+        [
+            ("shannot", "SHANNOT_TEST_BINARY", env!("CARGO_BIN_EXE_shannot")),
+            ("shannot-bwrap", "SHANNOT_TEST_BWRAP", env!("CARGO_BIN_EXE_shannot-bwrap")),
+        ]
+        .map(|(name, variable, built)| {
+            let copy = folder.join(name);
+            fs::copy(std::env::var_os(variable).unwrap_or_else(|| built.into()), &copy).unwrap();
+            fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+            copy
+        })
+    })
 }
 
 /// A folder that every caller can look into, gone after the test.

@@ -8,14 +8,13 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, readlink};
-use nix::mount::MsFlags;
 use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::classic;
 use super::failure::{At, Fault, Stage};
 use super::resolve::Node;
-use super::rootfs::{NewRoot, PATH_ONLY, mount_on};
+use super::rootfs::{NewRoot, PATH_ONLY, TMPFS_FLAGS, mount_on};
 use crate::plan::{Attributes, Step};
 use crate::policy::{OverlayTop, Placement, SandboxPath};
 use crate::sys;
@@ -146,7 +145,7 @@ impl NewRoot<'_> {
         }
         options.push_str(&format!("lowerdir={},userxattr", lower.join(":")));
         let to = self.place(index, target, Node::Directory, None)?.fd;
-        mount_on(&to, "overlay", MsFlags::empty(), Some(&options)).at_index(Stage::Mount, index)
+        mount_on(&to, "overlay", TMPFS_FLAGS, Some(&options)).at_index(Stage::Mount, index)
     }
 
     fn scratch_directory(&mut self, index: usize) -> Result<OwnedFd, Fault> {

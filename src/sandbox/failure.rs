@@ -47,6 +47,8 @@ stages! {
     Source,
     /// The target of a step: finding or making it.
     Target,
+    /// A folder on the way to the target of a step: finding or making it.
+    TargetParent,
     /// The target of a step is missing in a folder of the host, where nothing is made.
     TargetOnHost,
     /// Something of another kind is in the target's place.
@@ -255,10 +257,10 @@ impl Failure {
             (Stage::TargetOnHost, _) => {
                 "make it on the host, or choose a target on a tmpfs: nothing is created on the host"
             }
-            (Stage::Target, Errno::EROFS) => {
+            (Stage::Target | Stage::TargetParent, Errno::EROFS) => {
                 "the target lies below a read-only bind; make it on the host or bind it elsewhere"
             }
-            (Stage::Target, Errno::ELOOP) => "the path is a loop of links",
+            (Stage::Target | Stage::TargetParent, Errno::ELOOP) => "the path is a loop of links",
             (Stage::Mount, Errno::ENOTDIR | Errno::EISDIR) => {
                 "a file can't be bound on a directory, nor a directory on a file"
             }
@@ -305,7 +307,7 @@ fn describe(fault: Fault, plan: &Plan) -> (&'static str, Option<String>) {
         Stage::Propagation => ("make mount propagation private", None),
         Stage::BaseTmpfs => ("prepare the tmpfs of the new root", None),
         Stage::Source => ("open the source", source(step())),
-        Stage::Target => ("find or make inside the sandbox", target()),
+        Stage::Target | Stage::TargetParent => ("find or make inside the sandbox", target()),
         Stage::TargetOnHost => ("make inside the sandbox, in a folder of the host,", target()),
         Stage::TargetKind => ("mount on what is at", target()),
         Stage::Data => ("write the data of", target()),

@@ -31,10 +31,21 @@ pub(super) enum Node {
 pub(super) enum Unresolved {
     /// The errno of the call that failed.
     Errno(Errno),
+    /// A folder on the way can't be had.
+    Parent(Errno),
     /// It would have to be made in a folder of the host.
     OnHost,
     /// Something of another kind is there: ELOOP for a link, ENOTDIR and EISDIR.
     Kind(Errno),
+}
+
+impl Unresolved {
+    fn on_the_way(self) -> Self {
+        match self {
+            Unresolved::Errno(errno) | Unresolved::Parent(errno) | Unresolved::Kind(errno) => Unresolved::Parent(errno),
+            Unresolved::OnHost => Unresolved::OnHost,
+        }
+    }
 }
 
 impl From<Errno> for Unresolved {
@@ -171,13 +182,13 @@ pub(super) fn find_or_make(
     let Some(parent) = target.parent() else { return found(open()?) };
     match open() {
         Err(Errno::ENOENT) => {}
-        result => return found(result?),
+        result => return found(result.map_err(Unresolved::Parent)?),
     }
     let above;
     let parent = if parent.is_root() {
         root
     } else {
-        above = find_or_make(root, &parent, Node::Directory, making.parent())?.fd;
+        above = find_or_make(root, &parent, Node::Directory, making.parent()).map_err(Unresolved::on_the_way)?.fd;
         above.as_fd()
     };
     if target.as_path().components().any(|component| component == Component::ParentDir) {

@@ -169,6 +169,7 @@ impl<'a> NewRoot<'a> {
         find_or_make(self.root.as_fd(), target, node, making).map_err(|unresolved| {
             let (stage, errno) = match unresolved {
                 Unresolved::Errno(errno) => (Stage::Target, errno),
+                Unresolved::Parent(errno) => (Stage::TargetParent, errno),
                 Unresolved::OnHost => (Stage::TargetOnHost, Errno::EROFS),
                 Unresolved::Kind(errno) => (Stage::TargetKind, errno),
             };
@@ -348,6 +349,10 @@ impl<'a> NewRoot<'a> {
     fn chmod(&self, index: usize, target: &SandboxPath, mode: u32) -> Result<(), Fault> {
         let fd = self.open_inside(target.as_path()).at_index(Stage::Target, index)?;
         self.refuse_host(&fd).at_index(Stage::TargetOnHost, index)?;
+        if fstat(&fd).at_index(Stage::Make, index)?.st_dev == stat("/proc").at_index(Stage::Make, index)?.st_dev {
+            // The host's procfs, which `--proc` shows without a pid namespace: its modes are the same for all who see it.
+            return Err(Errno::EPERM).at_index(Stage::Make, index);
+        }
         let follow = nix::sys::stat::FchmodatFlags::FollowSymlink;
         nix::sys::stat::fchmodat(AT_FDCWD, &classic::proc_path(&fd), Mode::from_bits_truncate(mode), follow)
             .at_index(Stage::Make, index)

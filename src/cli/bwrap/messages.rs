@@ -77,7 +77,7 @@ fn failed(failure: &Failure, plan: &Plan) -> String {
         (Stage::TargetKind, Errno::ENOTDIR) => return format!("Destination is not a directory {target}"),
         (Stage::TargetKind, Errno::EISDIR) => return format!("Destination is not a file {target}"),
         (Stage::Target, _) if matches!(step, Some(Step::Chmod { .. })) => chmod(step),
-        (Stage::Target, Errno::ENOTDIR | Errno::EACCES) => format!("Can't mkdir parents for {target}"),
+        (Stage::TargetParent, _) => format!("Can't mkdir parents for {target}"),
         (Stage::Target | Stage::TargetKind, _) => format!("Can't create file {target}"),
         (Stage::Data, _) => format!("Can't write data to file {target}"),
         (Stage::Make, Errno::EEXIST) => return format!("Can't make symlink at {target}: {}", in_the_way(failure)),
@@ -141,7 +141,7 @@ fn read_only(step: Option<&Step>) -> &'static str {
 
 fn chmod(step: Option<&Step>) -> String {
     match step {
-        Some(Step::Chmod { target, mode }) => format!("Can't chmod {mode:#06o} {target}").replace("0o", "0"),
+        Some(Step::Chmod { target, mode }) => format!("Can't chmod 0{mode:o} {target}"),
         _ => String::new(),
     }
 }
