@@ -98,7 +98,7 @@ fn landlock(plan: &Plan, policy: &Policy, host: &Host) -> Option<LandlockPlan> {
                 }
             }
             Step::Tmpfs { target, .. } | Step::Mqueue { target } => rules.push(rule(target, Rights::Write)),
-            Step::Proc { target } => rules.push(rule(target, Rights::WriteFiles)),
+            Step::Proc { target, .. } => rules.push(rule(target, Rights::WriteFiles)),
             Step::Dev { target, .. } => {
                 rules.push(rule(target, Rights::Devices));
                 rules.push(rule(&target.join("shm"), Rights::Write));

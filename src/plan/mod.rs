@@ -27,7 +27,7 @@ pub use bubblewrap::{BubblewrapPlan, CapabilityPlan};
 pub use confinement::{LandlockPlan, Rights, Rule, RuleObject};
 pub use error::PlanError;
 pub use executables::Executables;
-pub use root::{Attributes, RootRules, Skipped, Step};
+pub use root::{Attributes, ProcCover, RootRules, Skipped, Step};
 
 /// Everything that will be done, in the order in which it will be done.
 #[derive(Debug, Clone, Serialize)]

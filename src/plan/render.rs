@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Attributes, CapabilityPlan, Plan, Rights, RuleObject, Skipped, Step};
+use super::{Attributes, CapabilityPlan, Plan, ProcCover, Rights, RuleObject, Skipped, Step};
 use crate::policy::{OverlayTop, Placement};
 
 impl fmt::Display for Plan {
@@ -120,6 +120,16 @@ impl fmt::Display for Skipped {
     }
 }
 
+impl fmt::Display for ProcCover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ProcCover::Nothing => "",
+            ProcCover::ReadOnly => ", control files read-only",
+            ProcCover::Masked => ", control files masked",
+        })
+    }
+}
+
 impl fmt::Display for Attributes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let flag = |set, name| if set { name } else { "" };
@@ -131,20 +141,19 @@ impl fmt::Display for Attributes {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Step::Bind { source, target, attributes, .. } => {
+            Step::Bind { source, target, attributes, cover, .. } => {
                 write!(f, "bind {}", source.display())?;
                 if source != target.as_path() {
                     write!(f, " to {target}")?;
                 }
-                write!(f, " ({attributes})")
+                write!(f, " ({attributes})")?;
+                cover.map_or(Ok(()), |cover| write!(f, "{cover}"))
             }
             Step::Tmpfs { target, mode, size: None } => write!(f, "tmpfs {target} (mode {mode:o})"),
             Step::Tmpfs { target, mode, size: Some(size) } => {
                 write!(f, "tmpfs {target} (mode {mode:o}, {size} bytes)")
             }
-            Step::Proc { target } => write!(f, "procfs {target}"),
-            Step::MaskProc { target } => write!(f, "mask control files below {target}"),
-            Step::ProtectProc { target } => write!(f, "make control files below {target} read-only"),
+            Step::Proc { target, cover } => write!(f, "procfs {target}{cover}"),
             Step::BindDescriptor { fd, target, attributes } => {
                 write!(f, "bind descriptor {fd} to {target} ({attributes})")
             }

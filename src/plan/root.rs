@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 
 use super::view::View;
 use super::{PlanError, inside, lossy_list, lossy_path};
-use crate::host::{Files, Host, Kind};
+use crate::host::{Host, Kind};
 use crate::policy::{Access, FsOp, LandlockMode, OverlayTop, Placement, Policy, SandboxPath};
 
 /// One step on the new root. Targets are resolved under its descriptor and never lead out of it.
@@ -26,6 +26,9 @@ pub enum Step {
         directory: bool,
         /// Mount attributes, submounts included.
         attributes: Attributes,
+        /// The source is the host's procfs, and this of it is covered. No other source may turn out to be that.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cover: Option<ProcCover>,
     },
     /// Bind what a descriptor of the caller's names, with its submounts.
     BindDescriptor {
@@ -75,16 +78,8 @@ pub enum Step {
     Proc {
         /// Where.
         target: SandboxPath,
-    },
-    /// Control files below a procfs made unreadable, control folders read-only.
-    MaskProc {
-        /// The procfs.
-        target: SandboxPath,
-    },
-    /// Control folders and files below a procfs read-only; nothing is hidden.
-    ProtectProc {
-        /// The procfs.
-        target: SandboxPath,
+        /// What of it is covered.
+        cover: ProcCover,
     },
     /// A minimal /dev.
     Dev {
@@ -149,10 +144,8 @@ impl Step {
             | Step::BindDescriptor { target, .. }
             | Step::Data { target, .. }
             | Step::Overlay { target, .. }
-            | Step::ProtectProc { target }
             | Step::Tmpfs { target, .. }
-            | Step::Proc { target }
-            | Step::MaskProc { target }
+            | Step::Proc { target, .. }
             | Step::Dev { target, .. }
             | Step::Mqueue { target }
             | Step::Dir { target, .. }
@@ -188,6 +181,18 @@ impl Attributes {
     fn of(access: Access) -> Self {
         Self { read_only: access == Access::ReadOnly, nodev: access != Access::Device, noexec: false }
     }
+}
+
+/// What of a procfs is covered before it can be seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProcCover {
+    /// Nothing.
+    Nothing,
+    /// Control folders and files are read-only; nothing is hidden.
+    ReadOnly,
+    /// And what tells too much can't be read.
+    Masked,
 }
 
 /// How the new root is built where the steps leave it open.
@@ -258,7 +263,7 @@ pub(super) fn build(policy: &Policy, host: &Host) -> Result<Root, PlanError> {
             FsOp::Tmpfs { target, mode, size, .. } => {
                 root.steps.push(Step::Tmpfs { target: target.clone(), mode: *mode, size: *size });
             }
-            FsOp::Proc { target } => root.steps.extend(proc(policy, host, target)),
+            FsOp::Proc { target } => root.steps.push(proc(policy, host, target)),
             FsOp::Dev { target } => {
                 let open = policy.bubblewrap.is_some();
                 root.steps.push(Step::Dev { target: target.clone(), open, console: console(policy, host) });
@@ -277,24 +282,18 @@ pub(super) fn build(policy: &Policy, host: &Host) -> Result<Root, PlanError> {
     Ok(root)
 }
 
-fn proc(policy: &Policy, host: &Host, target: &SandboxPath) -> Vec<Step> {
+fn proc(policy: &Policy, host: &Host, target: &SandboxPath) -> Step {
     let target = target.clone();
-    let Some(bubblewrap) = &policy.bubblewrap else {
-        return vec![Step::Proc { target: target.clone() }, Step::MaskProc { target }];
-    };
-    let mut steps = if policy.namespaces.pid || bubblewrap.handed.pidns.is_some() {
-        vec![Step::Proc { target: target.clone() }]
-    } else {
-        // Without a pid namespace of its own it sees the host's processes anyway.
-        let attributes = Attributes::of(Access::ReadWrite);
-        vec![Step::Bind { source: "/proc".into(), target: target.clone(), directory: true, attributes }]
-    };
-    if host.uid == 0 {
-        // Root's kuid owns the files of /proc/sys, in a user namespace too, whatever its capabilities. Others have no power
-        // over them but in a network namespace of their own, and there it is theirs.
-        steps.push(Step::ProtectProc { target });
+    let Some(bubblewrap) = &policy.bubblewrap else { return Step::Proc { target, cover: ProcCover::Masked } };
+    // Root's kuid owns the files of /proc/sys, in a user namespace too, whatever its capabilities. Others have no power over
+    // them but in a network namespace of their own, and there it is theirs.
+    let cover = if host.uid == 0 { ProcCover::ReadOnly } else { ProcCover::Nothing };
+    if policy.namespaces.pid || bubblewrap.handed.pidns.is_some() {
+        return Step::Proc { target, cover };
     }
-    steps
+    // Without a pid namespace of its own it sees the host's processes anyway.
+    let attributes = Attributes::of(Access::ReadWrite);
+    Step::Bind { source: "/proc".into(), target, directory: true, attributes, cover: Some(cover) }
 }
 
 /// The terminal that /dev/console shows.
@@ -358,18 +357,21 @@ fn bind(root: &mut Root, policy: &Policy, host: &Host, bind: &Bind<'_>) -> Resul
     if policy.bubblewrap.is_some() {
         // What it shows is the caller's choice.
         let (source, target) = (source.to_path_buf(), (*target).clone());
-        root.steps.push(Step::Bind { source, target, directory, attributes: Attributes::of(*access) });
+        root.steps.push(Step::Bind { source, target, directory, attributes: Attributes::of(*access), cover: None });
         return Ok(());
     }
-    let from_proc = comes_from_proc(host.files.as_ref(), source);
+    // Links and `..` may lead anywhere. What they lead to decides, and is what is bound.
+    let real = host.files.canonical(source).unwrap_or_else(|_| source.to_path_buf());
+    let from_proc = real.starts_with("/proc");
     if from_proc && (host.landlock.abi() == 0 || policy.landlock == LandlockMode::Off) {
         return Err(PlanError::HostProc(source.to_path_buf()));
     }
+    let is_root = real.as_os_str() == "/";
     let attributes = Attributes { read_only: *access == Access::ReadOnly || from_proc, ..Attributes::of(*access) };
-    root.steps.push(Step::Bind { source: source.to_path_buf(), target: (*target).clone(), directory, attributes });
-    if from_proc && source == &Path::new("/proc") {
-        root.steps.push(Step::MaskProc { target: (*target).clone() });
-    } else if source.as_os_str() == "/" && !target.is_root() {
+    let cover = from_proc.then_some(if real.as_os_str() == "/proc" { ProcCover::Masked } else { ProcCover::Nothing });
+    let source = if from_proc || is_root { real } else { source.to_path_buf() };
+    root.steps.push(Step::Bind { source, target: (*target).clone(), directory, attributes, cover });
+    if is_root && !target.is_root() {
         // The host's whole tree brings the host's procfs along; nobody asked for that.
         root.steps.push(Step::Hide { target: target.join("proc") });
     }
@@ -394,13 +396,4 @@ fn leads_into_bind(policy: &Policy, link: &Path, text: &Path) -> bool {
         }
         _ => false,
     })
-}
-
-fn comes_from_proc(files: &dyn Files, source: &Path) -> bool {
-    if source.starts_with("/proc") {
-        return true;
-    }
-    // A link or `..` may lead there; the plain case is decided without a system call.
-    source.components().any(|component| component == Component::ParentDir)
-        && files.canonical(source).is_ok_and(|path| path.starts_with("/proc"))
 }

@@ -81,7 +81,7 @@ impl<'a> View<'a> {
                 }
                 Step::Symlink { text, target } if target == path => return made(Kind::Link(text.clone())),
                 Step::Tmpfs { target, .. }
-                | Step::Proc { target }
+                | Step::Proc { target, .. }
                 | Step::Dev { target, .. }
                 | Step::Mqueue { target }
                     if path.is_under(target) =>

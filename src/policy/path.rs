@@ -87,6 +87,11 @@ impl SandboxPath {
         self.0 == "/"
     }
 
+    /// Whether it is `/`, or could turn out to be, by its `..`.
+    pub fn may_be_root(&self) -> bool {
+        self.is_root() || self.as_path().components().any(|component| component == Component::ParentDir)
+    }
+
     /// A path below this one. `name` is one or more components that are known to be plain.
     #[must_use]
     pub fn join(&self, name: impl AsRef<Path>) -> Self {

@@ -18,40 +18,38 @@ pub(super) fn proc_path(fd: impl AsFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()))
 }
 
-/// Binds `source` with its submounts over what `target` names.
-pub(super) fn bind(source: &Path, target: impl AsFd) -> nix::Result<()> {
-    mount(Some(source), &proc_path(target), None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+/// Binds `source` with its submounts over `target`.
+pub(super) fn bind(source: &Path, target: &Path) -> nix::Result<()> {
+    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
 }
 
-/// Where the new root lies on the base tmpfs, and the host's root: [`set_attributes`] must see both at once.
+/// Where the base tmpfs is, the host's root on it, and this process's directory: [`set_attributes`] must see the base from
+/// its own root.
 pub(super) struct Layout<'a> {
     pub(super) base: &'a OwnedFd,
-    pub(super) root: &'a OwnedFd,
-    pub(super) root_name: &'a str,
+    pub(super) cwd: &'a OwnedFd,
     pub(super) host_name: &'a str,
 }
 
-/// Sets attributes on the mount at `target` inside the new root, and on all visible mounts below it.
+/// Sets attributes on the mount at `name` on the base tmpfs, and on all visible mounts below it.
 /// `lenient` leaves those below as they are where they can't have them.
 pub(super) fn set_attributes(
     layout: &Layout<'_>,
-    target: &Path,
+    name: &str,
     attributes: Attributes,
     lenient: bool,
 ) -> nix::Result<()> {
-    let top = open_in_root(layout.root, target)?;
-    let (top_name, table) = layout.look(&top)?;
-    let root_name = Path::new("/").join(layout.root_name);
+    let top = Path::new("/").join(name);
+    let table = layout.mount_table()?;
     let mut found = false;
     for entry in table.split(|byte| *byte == b'\n').filter_map(parse) {
-        let Ok(inside) = entry.point.strip_prefix(&root_name) else { continue };
-        if !entry.point.starts_with(&top_name) {
+        if !entry.point.starts_with(&top) {
             continue;
         }
         // What is covered by a later mount can't be opened, and can't be seen inside either.
-        let Ok(fd) = open_in_root(layout.root, inside) else { continue };
+        let Ok(fd) = open_in_root(layout.base, &entry.point) else { continue };
         let flags = wanted(attributes) | entry.flags | MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
-        let is_top = entry.point == Path::new(&top_name);
+        let is_top = entry.point == top;
         let set = mount(None::<&str>, &proc_path(&fd), None::<&str>, flags, None::<&str>);
         if is_top || !lenient {
             set?;
@@ -63,16 +61,15 @@ pub(super) fn set_attributes(
 }
 
 impl Layout<'_> {
-    /// The path of a descriptor, and the mount table, as seen from the base tmpfs: proc(5) shows neither beyond the
-    /// root of the process that asks, which is the host's while the new root is built.
-    fn look(&self, fd: &OwnedFd) -> nix::Result<(OsString, Vec<u8>)> {
+    /// The mount table as seen from the base tmpfs: proc(5) shows nothing beyond the root of the process that asks, which is
+    /// the host's while the new root is built.
+    fn mount_table(&self) -> nix::Result<Vec<u8>> {
         fchdir(self.base)?;
         chroot(".")?;
-        let proc = Path::new("/").join(self.host_name).join("proc/self");
-        let name = nix::fcntl::readlink(&proc.join("fd").join(fd.as_raw_fd().to_string()));
-        let table = std::fs::read(proc.join("mountinfo"));
+        let table = std::fs::read(Path::new("/").join(self.host_name).join("proc/self/mountinfo"));
         chroot(self.host_name)?;
-        Ok((name?, table.map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?))
+        fchdir(self.cwd)?;
+        table.map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
     }
 }
 

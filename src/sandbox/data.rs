@@ -34,7 +34,8 @@ impl NewRoot<'_> {
         let named = sys::borrow_number(fd);
         let node = node_of(named).at_index(Stage::Source, index)?;
         let tree = self.source_of(named).at_index(Stage::Source, index)?;
-        self.attach(index, &tree, target, node, attributes)
+        self.check_source(&tree, None).at_index(Stage::Source, index)?;
+        self.attach(index, &tree, target, node, attributes, None)
     }
 
     /// A source for [`NewRoot::attach`] from a descriptor that was opened outside this mount namespace: the same file in this
@@ -75,7 +76,7 @@ impl NewRoot<'_> {
             self.place(index, target, Node::File, *mode)?;
         }
         let attributes = Attributes { read_only: *placement == Placement::RoBind, nodev: true, noexec: false };
-        self.attach(index, &tree, target, Node::File, attributes)?;
+        self.attach(index, &tree, target, Node::File, attributes, None)?;
         unlinkat(&self.base, name.as_str(), UnlinkatFlags::NoRemoveDir).at_index(Stage::Data, index)
     }
 
@@ -128,8 +129,10 @@ impl NewRoot<'_> {
         top: &OverlayTop,
         target: &SandboxPath,
     ) -> Result<(), Fault> {
-        let hold =
-            |path: &Path| open(path, PATH_ONLY | OFlag::O_DIRECTORY, Mode::empty()).at_index(Stage::Source, index);
+        let hold = |path: &Path| {
+            let held = open(path, PATH_ONLY | OFlag::O_DIRECTORY, Mode::empty());
+            held.and_then(|held| self.check_source(&held, None).map(|()| held)).at_index(Stage::Source, index)
+        };
         let lower = sources.iter().map(|path| hold(path)).collect::<Result<Vec<_>, _>>()?;
         let upper = match top {
             OverlayTop::Host { upper, work } => Some([hold(upper)?, hold(work)?]),

@@ -315,7 +315,6 @@ fn describe(fault: Fault, plan: &Plan) -> (&'static str, Option<String>) {
         Stage::Mount => match step() {
             Some(Step::Bind { .. }) => ("bind", source(step())),
             Some(Step::Hide { .. }) => ("hide", target()),
-            Some(Step::MaskProc { .. }) => ("mask control files of", target()),
             Some(Step::Executable { .. }) => ("allow execution of", target()),
             Some(Step::RemountReadOnly { .. }) => ("make read-only", target()),
             Some(Step::Proc { .. }) => ("mount proc on", target()),

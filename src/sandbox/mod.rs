@@ -14,6 +14,7 @@ mod resolve;
 mod rootfs;
 mod setup;
 mod special;
+mod staging;
 mod supervisor;
 
 pub use bubblewrap::follow;

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, open, openat, readlinkat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat, mknodat, stat};
+use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use nix::unistd::{chdir, chroot, fchdir, pivot_root, symlinkat};
 
 use super::classic;
@@ -16,7 +17,7 @@ use super::failure::{At, Fault, Stage};
 use super::prepare::Prepared;
 use super::resolve::{Lookup, Making, Node, Place, Unresolved, find_or_make, kind, look_up};
 use super::special::cover;
-use crate::plan::{Attributes, Plan, Step};
+use crate::plan::{Attributes, Plan, ProcCover, Step};
 use crate::policy::SandboxPath;
 use crate::sys;
 
@@ -26,14 +27,14 @@ pub(super) const TMPFS_FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOD
 pub(super) const NONE: Option<&str> = None;
 /// Names on the base tmpfs.
 const ROOT: &str = "root";
-const SCRATCH: &str = "scratch";
+pub(super) const SCRATCH: &str = "scratch";
 const HOST: &str = "host";
 const COVERS: &str = "covers";
 pub(super) const COVER_FILE: &str = "covers/file";
 pub(super) const COVER_DIRECTORY: &str = "covers/directory";
 /// Permission bits of a mount point that is made, and of the folders on the way to it.
-const DIRECTORY_MODE: u32 = 0o755;
-const FILE_MODE: u32 = 0o444;
+pub(super) const DIRECTORY_MODE: u32 = 0o755;
+pub(super) const FILE_MODE: u32 = 0o444;
 
 /// Builds the new root and makes it `/`. The caller has a mount namespace of its own.
 pub(super) fn build(prepared: &Prepared<'_>) -> Result<(), Fault> {
@@ -57,14 +58,16 @@ pub(super) fn build(prepared: &Prepared<'_>) -> Result<(), Fault> {
 pub(super) struct NewRoot<'a> {
     pub(super) prepared: &'a Prepared<'a>,
     pub(super) plan: &'a Plan,
-    /// The tmpfs; the working directory of this process while the root is built.
+    /// The tmpfs. Sources must not lead into it: the host lies below.
     pub(super) base: OwnedFd,
+    /// The caller's directory, which is this process's while sources are looked up (/proc/self/cwd).
+    pub(super) cwd: OwnedFd,
     /// What will be `/`.
     pub(super) root: OwnedFd,
     /// Device numbers of the tmpfs that are ours, where targets may be made.
-    ours: Vec<u64>,
+    pub(super) ours: Vec<u64>,
     /// Names given out below `scratch`.
-    scratch: u32,
+    pub(super) scratch: u32,
     /// What was read from descriptors that are read again.
     pub(super) read: Vec<(RawFd, Vec<u8>)>,
 }
@@ -72,38 +75,34 @@ pub(super) struct NewRoot<'a> {
 impl<'a> NewRoot<'a> {
     fn create(prepared: &'a Prepared<'a>) -> Result<Self, Fault> {
         let plan = prepared.plan;
+        let path_only = |path| open(path, PATH_ONLY | OFlag::O_DIRECTORY, Mode::empty());
+        let cwd = path_only(".").or_else(|_| path_only("/")).at(Stage::BaseTmpfs)?;
         let (base, device) = mount_base(plan).at(Stage::BaseTmpfs)?;
         // Then the other way round, the host below the tmpfs, and the host's root as this process's: sources resolve
         // as anywhere on the host, and neither `..` nor a bind of `/` meets the tmpfs.
         pivot_root(".", HOST).and_then(|()| chroot(HOST)).at(Stage::Pivot)?;
         let prepare = || {
-            if plan.steps.iter().any(|step| matches!(step, Step::Hide { .. } | Step::MaskProc { .. })) {
+            if plan.steps.iter().any(is_covering) {
                 make_covers()?;
             }
             // pivot_root(2) wants a mount point.
             bind_over_itself(ROOT)?;
-            openat(AT_FDCWD, ROOT, PATH_ONLY | OFlag::O_DIRECTORY, Mode::empty())
+            let root = openat(AT_FDCWD, ROOT, PATH_ONLY | OFlag::O_DIRECTORY, Mode::empty())?;
+            fchdir(&cwd)?;
+            Ok(root)
         };
         let root = prepare().at(Stage::BaseTmpfs)?;
-        Ok(Self { prepared, plan, base, root, ours: vec![device], scratch: 0, read: Vec::new() })
+        Ok(Self { prepared, plan, base, cwd, root, ours: vec![device], scratch: 0, read: Vec::new() })
     }
 
     fn carry_out(&mut self, index: usize, step: &Step, source: &CStr) -> Result<(), Fault> {
         match step {
-            Step::Bind { target, directory, attributes, .. } => {
-                let node = if *directory { Node::Directory } else { Node::File };
-                self.bind(index, source, target, node, *attributes)
-            }
+            Step::Bind { .. } => self.bind(index, step, source),
             Step::BindDescriptor { fd, target, attributes } => self.bind_descriptor(index, *fd, target, *attributes),
             Step::Data { .. } => self.data(index, step),
             Step::Overlay { sources, top, target } => self.overlay(index, sources, top, target),
             Step::Tmpfs { target, mode, size } => self.tmpfs(index, target, Some(*mode), *size),
-            Step::Proc { target } => {
-                let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-                self.mount_new(index, target, "proc", flags)
-            }
-            Step::MaskProc { target } => self.mask_proc(target).at_index(Stage::Mount, index),
-            Step::ProtectProc { target } => self.protect_proc(target).at_index(Stage::Mount, index),
+            Step::Proc { target, cover } => self.proc(index, target, *cover),
             Step::Dev { target, open, console } => self.devices(index, target, *open, console.as_deref()),
             Step::Mqueue { target } => self.mount_new(index, target, "mqueue", TMPFS_FLAGS | MsFlags::MS_NOEXEC),
             Step::Dir { target, mode } => {
@@ -117,7 +116,7 @@ impl<'a> NewRoot<'a> {
             // The last steps of all, done from inside.
             Step::Executable { .. } => Ok(()),
         }?;
-        if step.target().is_root() {
+        if step.target().may_be_root() {
             // What was mounted over the root is the root now.
             self.root = self.look_at_root().at_index(Stage::Target, index)?;
         }
@@ -177,30 +176,42 @@ impl<'a> NewRoot<'a> {
         })
     }
 
-    fn bind(
-        &mut self,
-        index: usize,
-        source: &CStr,
-        target: &SandboxPath,
-        node: Node,
-        attributes: Attributes,
-    ) -> Result<(), Fault> {
-        let tree = if self.plan.mount_api {
-            match sys::clone_tree(source, true) {
-                // A descriptor's magic link leads to a mount outside this namespace, which has the same one by name.
-                Err(Errno::EINVAL) if self.plan.bubblewrap.is_some() => {
-                    open(source, PATH_ONLY, Mode::empty()).and_then(|fd| self.source_of(&fd))
-                }
-                tree => tree,
-            }
-        } else {
-            open(source, PATH_ONLY, Mode::empty())
-        }
-        .at_index(Stage::Source, index)?;
-        self.attach(index, &tree, target, node, attributes)
+    fn bind(&mut self, index: usize, step: &Step, source: &CStr) -> Result<(), Fault> {
+        let Step::Bind { target, directory, attributes, cover, .. } = step else { return Ok(()) };
+        let node = if *directory { Node::Directory } else { Node::File };
+        let tree = self.open_source(source).at_index(Stage::Source, index)?;
+        self.check_source(&tree, *cover).at_index(Stage::Source, index)?;
+        self.attach(index, &tree, target, node, *attributes, *cover)
     }
 
-    /// Puts a source at its target: a detached tree, or, for mount(2), what a descriptor names.
+    fn open_source(&self, source: &CStr) -> nix::Result<OwnedFd> {
+        if !self.plan.mount_api {
+            return open(source, PATH_ONLY, Mode::empty());
+        }
+        match sys::clone_tree(source, true) {
+            // A descriptor's magic link leads to a mount outside this namespace, which has the same one by name.
+            Err(Errno::EINVAL) if self.plan.bubblewrap.is_some() => {
+                open(source, PATH_ONLY, Mode::empty()).and_then(|fd| self.source_of(&fd))
+            }
+            tree => tree,
+        }
+    }
+
+    /// EXDEV for what is ours: the host lies below the base tmpfs. ESTALE for a source that was something else when the plan
+    /// was made, where it matters: what a link leads to can be changed by whoever can write where it lies.
+    pub(super) fn check_source(&self, source: &OwnedFd, cover: Option<ProcCover>) -> nix::Result<()> {
+        let found = fstat(source)?;
+        if self.ours.contains(&found.st_dev) {
+            return Err(Errno::EXDEV);
+        }
+        if self.plan.bubblewrap.is_some() || cover.is_some() {
+            return Ok(());
+        }
+        if fstatfs(source)?.filesystem_type() == PROC_SUPER_MAGIC { Err(Errno::ESTALE) } else { Ok(()) }
+    }
+
+    /// Puts a source at its target: a detached tree, or, for mount(2), what a descriptor names. All that has to be done to it
+    /// is done before it can be seen, and where no name can be somebody else's.
     pub(super) fn attach(
         &mut self,
         index: usize,
@@ -208,21 +219,33 @@ impl<'a> NewRoot<'a> {
         target: &SandboxPath,
         node: Node,
         attributes: Attributes,
+        cover: Option<ProcCover>,
     ) -> Result<(), Fault> {
         let to = self.place(index, target, node, None)?.fd;
-        if self.plan.mount_api {
+        if self.plan.mount_api && cover.is_none_or(|cover| cover == ProcCover::Nothing) {
             self.set_attributes(index, tree, attributes)?;
             return sys::attach_tree(tree.as_fd(), to.as_fd())
                 .map_err(|errno| if errno == Errno::EINVAL { mismatch(tree, &to) } else { errno })
                 .at_index(Stage::Mount, index);
         }
-        classic::bind(&classic::proc_path(tree), &to).at_index(Stage::Mount, index)?;
-        if target.is_root() {
-            self.root = self.look_at_root().at_index(Stage::Target, index)?;
+        let name = self.make_scratch(node).at_index(Stage::Mount, index)?;
+        if self.plan.mount_api {
+            self.set_attributes(index, tree, attributes)?;
+            let scratch = self.open_scratch(&name).at_index(Stage::Mount, index)?;
+            sys::attach_tree(tree.as_fd(), scratch.as_fd()).at_index(Stage::Mount, index)?;
+        } else {
+            classic::bind(&classic::proc_path(tree), &self.on_base(&name)).at_index(Stage::Mount, index)?;
+            let layout = classic::Layout { base: &self.base, cwd: &self.cwd, host_name: HOST };
+            classic::set_attributes(&layout, &name, attributes, self.plan.root.lenient)
+                .at_index(Stage::Attributes, index)?;
         }
-        let layout = classic::Layout { base: &self.base, root: &self.root, root_name: ROOT, host_name: HOST };
-        classic::set_attributes(&layout, target.as_path(), attributes, self.plan.root.lenient)
-            .at_index(Stage::Attributes, index)
+        if let Some(cover) = cover {
+            let proc = self.open_scratch(&name).at_index(Stage::Mount, index)?;
+            self.cover_proc(&proc, cover).at_index(Stage::Mount, index)?;
+        }
+        self.move_to(&name, &to)
+            .map_err(|errno| if errno == Errno::EINVAL { mismatch(tree, &to) } else { errno })
+            .at_index(Stage::Mount, index)
     }
 
     fn set_attributes(&self, index: usize, tree: &OwnedFd, attributes: Attributes) -> Result<(), Fault> {
@@ -241,58 +264,17 @@ impl<'a> NewRoot<'a> {
         .at_index(Stage::Attributes, index)
     }
 
-    /// An empty tmpfs: a part of the base tmpfs, which is cheaper, where one size for all will do.
-    pub(super) fn tmpfs(
-        &mut self,
-        index: usize,
-        target: &SandboxPath,
-        mode: Option<u32>,
-        size: Option<u64>,
-    ) -> Result<(), Fault> {
-        let place = self.place(index, target, Node::Directory, mode)?;
-        if size.is_some() || !self.plan.root.share_tmpfs {
-            return self.own_tmpfs(&place, target, mode.unwrap_or(DIRECTORY_MODE), size).at_index(Stage::Mount, index);
-        }
-        let at = classic::proc_path(&place.fd);
-        // One made on a tmpfs of its own size would have to share that.
-        let on_base = place.made && self.ours.first() == Some(&fstat(&place.fd).at_index(Stage::Target, index)?.st_dev);
-        let mounted = if on_base {
-            // Stays writable when the root around it is sealed.
-            bind_over_itself(&at)
-        } else {
-            let scratch = self.scratch_name();
-            let mode = Mode::from_bits_truncate(mode.unwrap_or(DIRECTORY_MODE));
-            mkdirat(&self.base, scratch.as_str(), mode)
-                .and_then(|()| mount(Some(scratch.as_str()), &at, NONE, MsFlags::MS_BIND, NONE))
-        };
-        mounted.at_index(Stage::Mount, index)
-    }
-
-    fn own_tmpfs(&mut self, place: &Place, target: &SandboxPath, mode: u32, size: Option<u64>) -> nix::Result<()> {
-        let size = size.map_or_else(String::new, |size| format!(",size={size}"));
-        mount_on(&place.fd, "tmpfs", tmpfs_flags(self.plan), Some(&format!("mode={mode:o}{size}")))?;
-        let made = if target.is_root() { self.look_at_root() } else { self.open_inside(target.as_path()) };
-        self.ours.push(fstat(&made?)?.st_dev);
-        Ok(())
-    }
-
-    /// A path on the base tmpfs that nothing is at, and that the command can't reach.
-    pub(super) fn scratch_name(&mut self) -> String {
-        self.scratch += 1;
-        format!("{SCRATCH}/{}", self.scratch)
-    }
-
     /// A file system of its own.
     fn mount_new(&self, index: usize, target: &SandboxPath, fs: &str, flags: MsFlags) -> Result<(), Fault> {
         let to = self.place(index, target, Node::Directory, None)?.fd;
         mount_on(&to, fs, flags, None).at_index(Stage::Mount, index)
     }
 
-    /// Works in a directory that was just made or mounted, where no name can be a link of somebody else's.
+    /// Works in a directory that is on the base tmpfs yet, where no name can be a link of somebody else's.
     pub(super) fn in_directory(&self, directory: &OwnedFd, work: impl FnOnce() -> nix::Result<()>) -> nix::Result<()> {
         fchdir(directory)?;
         work()?;
-        fchdir(&self.base)
+        fchdir(&self.cwd)
     }
 
     /// Covers what is at `path`; nothing if there is nothing.
@@ -300,7 +282,7 @@ impl<'a> NewRoot<'a> {
         match self.open_inside(path) {
             Ok(at) => {
                 let node = if kind(&fstat(&at)?) == SFlag::S_IFDIR { Node::Directory } else { Node::File };
-                cover(Path::new(""), &classic::proc_path(&at), node)
+                cover(&classic::proc_path(&self.base), &classic::proc_path(&at), node)
             }
             // EACCES: out of our reach now means out of the command's reach, which has the same ids and less power.
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES) => Ok(()),
@@ -323,7 +305,7 @@ impl<'a> NewRoot<'a> {
             .or_else(|errno| self.link_is_there(parent, name, text, errno))
             .at_index(Stage::TargetOnHost, index)?;
         match symlinkat(text, parent, name) {
-            Err(Errno::EEXIST | Errno::EROFS) => self.link_is_there(parent, name, text, Errno::EEXIST),
+            Err(errno @ (Errno::EEXIST | Errno::EROFS)) => self.link_is_there(parent, name, text, errno),
             result => result,
         }
         .at_index(Stage::Make, index)
@@ -374,11 +356,11 @@ impl<'a> NewRoot<'a> {
 
     /// Makes the new root `/` and lets go of the old one.
     fn enter(self) -> Result<(), Fault> {
+        fchdir(&self.base).at(Stage::Pivot)?;
         if self.plan.root.seal {
             remount(ROOT, tmpfs_flags(self.plan) | MsFlags::MS_RDONLY).at(Stage::Seal)?;
         }
         // The new root must lie below this process's (pivot_root(2)).
-        fchdir(&self.base).at(Stage::Pivot)?;
         chroot(".").at(Stage::Pivot)?;
         // pivot_root(".", "."): the tmpfs, and with it the host, lands on top of the new root, where umount2 finds it.
         fchdir(&self.root).at(Stage::Pivot)?;
@@ -390,13 +372,17 @@ impl<'a> NewRoot<'a> {
 
     /// Nothing may be mounted over the new root: `/..` would be the way to it.
     fn verify_alone(&self) -> Result<(), Fault> {
-        let mount_of = |fd: &OwnedFd| sys::mount_id(fd.as_fd());
         let above = open("/..", PATH_ONLY, Mode::empty()).at(Stage::Detach)?;
-        if mount_of(&above).at(Stage::Detach)? == mount_of(&self.root).at(Stage::Detach)? {
-            Ok(())
-        } else {
-            Err(Errno::EBUSY).at(Stage::Detach)
-        }
+        let same = match (sys::mount_id(above.as_fd()), sys::mount_id(self.root.as_fd())) {
+            (Ok(above), Ok(root)) => above == root,
+            // Before 4.11, or a filter that knows nothing of statx(2).
+            (Err(Errno::ENOSYS | Errno::EPERM), _) => {
+                let (above, root) = (fstat(&above).at(Stage::Detach)?, fstat(&self.root).at(Stage::Detach)?);
+                (above.st_dev, above.st_ino) == (root.st_dev, root.st_ino)
+            }
+            (Err(errno), _) | (_, Err(errno)) => return Err(errno).at(Stage::Detach),
+        };
+        if same { Ok(()) } else { Err(Errno::EBUSY).at(Stage::Detach) }
     }
 }
 
@@ -460,6 +446,16 @@ fn mount_base(plan: &Plan) -> nix::Result<(OwnedFd, u64)> {
         mkdirat(AT_FDCWD, directory, Mode::from_bits_truncate(0o755))?;
     }
     Ok((base, device))
+}
+
+/// Whether a step needs the covers.
+fn is_covering(step: &Step) -> bool {
+    matches!(
+        step,
+        Step::Hide { .. }
+            | Step::Proc { cover: ProcCover::Masked, .. }
+            | Step::Bind { cover: Some(ProcCover::Masked), .. }
+    )
 }
 
 /// Covers for hidden things, in the working directory: nobody may open them, and not even their owner may change that. What

@@ -1,5 +1,6 @@
 //! The file systems that are not files: which parts of /proc are covered, and what is in /dev.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -13,6 +14,7 @@ use super::failure::{At, Fault, Stage};
 use super::prepare::c_string;
 use super::resolve::Node;
 use super::rootfs::{COVER_DIRECTORY, COVER_FILE, NONE, NewRoot, bind_over_itself, remount, tmpfs_flags};
+use crate::plan::ProcCover;
 use crate::policy::SandboxPath;
 use crate::sys;
 
@@ -53,30 +55,45 @@ impl NewRoot<'_> {
         open: bool,
         console: Option<&Path>,
     ) -> Result<(), Fault> {
-        self.tmpfs(index, target, None, None)?;
+        let to = self.place(index, target, Node::Directory, None)?.fd;
         // It means nothing for a device, and costs a call each; but clients may compare.
         let nosuid = open && self.plan.mount_api;
-        let dev = self.open_inside(target.as_path()).at_index(Stage::Target, index)?;
-        self.in_directory(&dev, || fill_devices(tmpfs_flags(self.plan), open, nosuid, console))
-            .at_index(Stage::Mount, index)
+        let flags = tmpfs_flags(self.plan);
+        let mut fill = || {
+            let name = self.stage_tmpfs(0o755, None)?;
+            let dev = self.open_scratch(&name)?;
+            self.in_directory(&dev, || fill_devices(flags, open, nosuid, console))?;
+            self.move_to(&name, &to)
+        };
+        fill().at_index(Stage::Mount, index)
     }
 
-    /// Makes unreadable what tells too much, and read-only what does too much.
-    pub(super) fn mask_proc(&self, target: &SandboxPath) -> nix::Result<()> {
-        let proc = self.open_inside(target.as_path())?;
+    /// A procfs of the pid namespace, covered as far as the plan says.
+    pub(super) fn proc(&mut self, index: usize, target: &SandboxPath, cover: ProcCover) -> Result<(), Fault> {
+        let to = self.place(index, target, Node::Directory, None)?.fd;
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        let mut fill = || {
+            let name = self.make_scratch(Node::Directory)?;
+            mount(Some("proc"), &self.on_base(&name), Some("proc"), flags, NONE)?;
+            self.cover_proc(&self.open_scratch(&name)?, cover)?;
+            self.move_to(&name, &to)
+        };
+        fill().at_index(Stage::Mount, index)
+    }
+
+    /// Makes unreadable what tells too much, and read-only what does too much, below a procfs that is on the base tmpfs yet.
+    pub(super) fn cover_proc(&self, proc: &OwnedFd, what: ProcCover) -> nix::Result<()> {
         let base = classic::proc_path(&self.base);
-        self.in_directory(&proc, || {
-            for (name, node) in PROC_MASKED {
-                if_there(cover(&base, Path::new(name), *node))?;
+        self.in_directory(proc, || match what {
+            ProcCover::Nothing => Ok(()),
+            ProcCover::ReadOnly => read_only(PROC_PROTECTED),
+            ProcCover::Masked => {
+                for (name, node) in PROC_MASKED {
+                    if_there(cover(&base, Path::new(name), *node))?;
+                }
+                read_only(PROC_READ_ONLY)
             }
-            read_only(PROC_READ_ONLY)
         })
-    }
-
-    /// Makes read-only what root could change the host by.
-    pub(super) fn protect_proc(&self, target: &SandboxPath) -> nix::Result<()> {
-        let proc = self.open_inside(target.as_path())?;
-        self.in_directory(&proc, || read_only(PROC_PROTECTED))
     }
 }
 

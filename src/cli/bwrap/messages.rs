@@ -161,7 +161,6 @@ fn mount(step: Option<&Step>, source: &str, target: &str, errno: Errno) -> Strin
         Some(Step::Tmpfs { .. }) => format!("Can't mount tmpfs on /newroot{target}: {why}"),
         Some(Step::Mqueue { .. }) => format!("Can't mount mqueue on /newroot{target}: {why}"),
         Some(Step::Dev { .. }) => format!("Can't mount devpts on /newroot{target}/pts: {why}"),
-        Some(Step::ProtectProc { .. }) => format!("Can't remount readonly on /newroot{target}: {why}"),
         Some(Step::Overlay { .. }) if errno == Errno::ELOOP => "Overlay directories may not overlap".to_owned(),
         Some(Step::Overlay { .. }) => format!("Can't make overlay mount on /newroot{target}: {why}"),
         Some(Step::RemountReadOnly { .. }) if errno == Errno::EINVAL => {
