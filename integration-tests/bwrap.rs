@@ -57,6 +57,54 @@ fn no_link_and_no_dots_in_a_destination_reach_the_host() {
 }
 
 #[test]
+fn no_source_leads_to_what_the_new_root_is_built_on() {
+    let system = "--ro-bind /usr /usr --symlink usr/bin /bin --symlink usr/lib /lib --symlink usr/lib64 /lib64";
+    for caller in callers() {
+        let (_scratch, folder) = folder(caller);
+        fs::write(folder.join("mine"), "").unwrap();
+        std::os::unix::fs::symlink("/proc/self/cwd", folder.join("link")).unwrap();
+        for source in ["/proc/self/cwd", "link", "/proc/self/fd/9", "/proc/thread-self/cwd"] {
+            let line = format!("\"$BWRAP\" {system} --bind {source} /x ls /x 9<.");
+            assert_eq!(script(caller, &folder, &line).expect_code(0).stdout, "link\nmine\n", "{source}");
+        }
+        // Numbers of ours, if they are any.
+        for fd in 3..8 {
+            let line = format!("\"$BWRAP\" {system} --bind-try /proc/self/fd/{fd} /x ls /x");
+            assert!(!script(caller, &folder, &line).stdout.contains("host"), "{fd}");
+        }
+    }
+}
+
+#[test]
+fn what_is_mounted_is_complete_before_others_can_change_its_name() {
+    if !is_root() {
+        return;
+    }
+    // A folder of somebody else's, who swaps it with a link to a folder of root's all the time.
+    let (scratch, folder) = folder(Caller::Nobody);
+    let victim = scratch.folder("victim", Caller::Own);
+    fs::create_dir(folder.join("d")).unwrap();
+    std::os::unix::fs::symlink(&victim, folder.join("l")).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            let (d, l) = (folder.join("d"), folder.join("l"));
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let flags = nix::fcntl::RenameFlags::RENAME_EXCHANGE;
+                nix::fcntl::renameat2(nix::fcntl::AT_FDCWD, &d, nix::fcntl::AT_FDCWD, &l, flags).unwrap();
+            }
+        });
+        for _ in 0..150 {
+            let line = "\"$BWRAP\" --bind / / --unshare-pid --dev $PWD/d true; \
+                        \"$BWRAP\" --bind / / --unshare-pid --proc $PWD/d grep ' proc proc ' /proc/self/mountinfo";
+            script(Caller::Own, &folder, line);
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert_eq!(fs::read_dir(&victim).unwrap().count(), 0);
+}
+
+#[test]
 fn a_descriptor_binds_what_it_names_and_nothing_that_has_taken_its_place() {
     for caller in callers() {
         let (_scratch, folder) = folder(caller);
@@ -156,6 +204,23 @@ fn capabilities_are_those_that_were_asked_for() {
         let unknown = script(caller, &folder, "\"$BWRAP\" --dev-bind / / --cap-add NET_RAW true");
         unknown.expect_code(1).expect_stderr("bwrap: unknown cap: NET_RAW");
     }
+}
+
+#[test]
+fn a_user_namespace_gives_root_nothing_that_it_did_not_have() {
+    if !is_root() || tool("setpriv").is_none() {
+        return;
+    }
+    let (_scratch, folder) = folder(Caller::Own);
+    let work = folder.display();
+    let line = |options: &str| {
+        format!(
+            "setpriv --bounding-set -sys_admin --inh-caps=-all \"$BWRAP\" {options} --ro-bind / / --ro-bind {work} {work} \
+             sh -c 'mount -o remount,rw,bind {work} && echo x >{work}/new'"
+        )
+    };
+    let refused = script(Caller::Own, &folder, &line("--unshare-user"));
+    assert!(refused.code != 0 && !folder.join("new").exists(), "{refused:#?}");
 }
 
 #[test]

@@ -210,8 +210,12 @@ const ALLOWED: &[Allowed] = &[
     Allowed {
         why: "a link in the last place of a target is not followed, as since 0.12.0: it could be anybody's",
         instead: |pair, _, ours| {
-            // The second is that of --file.
-            let refused = ["Can't mount on symlink destination", "Too many levels of symbolic links"];
+            // The second is that of --dir, the third that of --file.
+            let refused = [
+                "Can't mount on symlink destination",
+                "Destination is not a directory",
+                "Too many levels of symbolic links",
+            ];
             let is_refused = !ours.succeeded && refused.iter().any(|text| ours.stderr.contains(text));
             is_refused.then(|| pair.before_failure(bwrap_binary(), pair.ours)).flatten()
         },

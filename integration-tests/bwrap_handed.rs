@@ -63,6 +63,34 @@ fn what_is_told_outside_is_true() {
 }
 
 #[test]
+fn a_reader_that_goes_away_ends_nothing() {
+    for caller in callers() {
+        let (_scratch, folder) = folder(caller);
+        let line = "mkfifo json; head -c 1 json >/dev/null & \
+                    \"$BWRAP\" --ro-bind / / --unshare-pid --json-status-fd 3 sh -c 'sleep 0.3; exit 7' 3>json";
+        script(caller, &folder, line).expect_code(7);
+    }
+}
+
+#[test]
+fn a_pid_namespace_can_be_joined_or_be_the_parent_of_a_new_one() {
+    if tool("unshare").is_none() {
+        return;
+    }
+    for caller in callers() {
+        let (_scratch, folder) = folder(caller);
+        let line = "mkfifo ready; unshare -U -r -p -f --kill-child --mount-proc sh -c 'echo >ready; exec sleep 30' & read x <ready; \
+            outer=$(pgrep -P $!); exec 6</proc/$outer/ns/user 7</proc/$outer/ns/pid; \
+            join='--dev-bind / / --userns 6 --pidns 7'; \
+            \"$BWRAP\" $join sh -c 'readlink /proc/self/ns/pid; exit 3'; echo $?; readlink /proc/$outer/ns/pid; \
+            \"$BWRAP\" $join --unshare-pid --proc /proc sh -c 'echo $$; exit 4'; echo $?; kill $!";
+        let result = script(caller, &folder, line);
+        let lines: Vec<&str> = result.stdout.lines().collect();
+        assert!(lines.len() == 5 && lines[1] == "3" && lines[3] == "2" && lines[4] == "4", "{result:#?}");
+    }
+}
+
+#[test]
 fn a_filter_holds_for_the_command_and_for_process_1() {
     let Some(python) = tool("python3") else { return };
     for caller in callers() {

@@ -198,3 +198,50 @@ fn the_working_directory_is_resolved_inside() {
         run.output().expect_code(0).expect_stdout("/usr/lib\n");
     }
 }
+
+#[test]
+fn a_source_that_leads_to_proc_is_proc_and_none_leads_to_what_the_new_root_is_built_on() {
+    for caller in callers() {
+        let scratch = Scratch::new();
+        let folder = scratch.folder("mine", caller);
+        fs::write(folder.join("file"), "").unwrap();
+        let link = |name: &str, to: &str| {
+            std::os::unix::fs::symlink(to, folder.join(name)).unwrap();
+            json!({"source": folder.join(name), "target": format!("/{name}"), "read_only": false})
+        };
+        let binds = [link("proc-link", "/proc"), link("cwd-link", "/proc/self/cwd"), link("root-link", "/")];
+        // With the host's /proc, which Landlock has to guard.
+        let script = "ls /cwd-link; ls /root-link | head -n 1; for f in /proc-link/sys/kernel/core_pattern \
+                      /proc-link/timer_list /root-link/proc/1/status; do cat $f >/dev/null && echo read $f; done; \
+                      (: >>/proc-link/sys/kernel/core_pattern) && echo written";
+        let profile = with_binds(&binds, json!({}));
+        let mut run = Shannot::new(caller).profile(&profile).args(["run", "sh", "-c", script]);
+        run.command.current_dir(&folder);
+        let result = run.output();
+        if result.stderr.contains("only Landlock would keep") {
+            skip("no Landlock here");
+            continue;
+        }
+        let lines: Vec<&str> = result.stdout.lines().collect();
+        assert_eq!(lines.last(), Some(&"read /proc-link/sys/kernel/core_pattern"), "{result:#?}");
+        assert!(lines.contains(&"file") && !lines.contains(&"host") && !lines.contains(&"written"), "{result:#?}");
+    }
+}
+
+#[test]
+fn the_hosts_tree_comes_without_its_procfs_however_it_is_bound() {
+    for caller in callers() {
+        let profile = json!({
+            "name": "test", "environment": {"PATH": "/usr/bin:/bin"}, "workdir": "/",
+            "additional_args": ["--ro-bind", "/", "/"],
+        });
+        let result = sh(caller, &profile, "cat /proc/1/status");
+        assert!(!result.stdout.contains("Name:"), "{result:#?}");
+        let own = json!({"additional_args": ["--ro-bind", "/", "/", "--proc", "/proc"]});
+        let own = own.as_object().unwrap().iter().fold(profile, |mut profile, (key, value)| {
+            profile[key] = value.clone();
+            profile
+        });
+        sh(caller, &own, "grep NSpid /proc/1/status").expect_code(0);
+    }
+}

@@ -116,6 +116,9 @@ fn apply_text(
     let inside = || sandbox_path(flag, argument, front);
     match text {
         Text::Argv0 => policy.argv0 = Some(argument.to_owned()),
+        Text::Chdir if argument.is_empty() => {
+            return Err(BwrapError::Usage("Can't chdir to : No such file or directory"));
+        }
         Text::Chdir => policy.workdir = Workdir::Path(inside()?),
         Text::UnsetEnv => {
             policy.environment.set.remove(argument);
@@ -185,6 +188,8 @@ pub(super) fn sandbox_path(flag: &Flag, path: &OsStr, front: Front<'_>) -> Resul
 /// A path on the host.
 pub(super) fn source_path(flag: &Flag, path: &OsStr, front: Front<'_>) -> Result<PathBuf, BwrapError> {
     match front {
+        // Not the directory itself: there is nothing of this name.
+        Front::Program(_) if path.is_empty() => Ok(PathBuf::new()),
         Front::Profile if !Path::new(path).is_absolute() || path.as_bytes().contains(&0) => {
             Err(BwrapError::Refused { option: option(flag), reason: "its source is not an absolute path" })
         }

@@ -1,12 +1,13 @@
 //! What a command line of bubblewrap's amounts to on this host, besides the new root.
 
+use std::ffi::OsString;
 use std::os::fd::RawFd;
 
 use serde::Serialize;
 
 use super::{Plan, Step};
 use crate::host::Host;
-use crate::policy::{Bubblewrap, CapabilityEdit, CapabilityName, FsOp, Handed, Policy, SandboxPath};
+use crate::policy::{Bubblewrap, CapabilityEdit, CapabilityName, Environment, FsOp, Handed, Policy, SandboxPath};
 use crate::report::{Effective, Enforcement, Layer};
 
 /// How a command is started and followed under bubblewrap's contract.
@@ -40,7 +41,7 @@ pub struct BubblewrapPlan {
 pub enum CapabilityPlan {
     /// The caller is root, and keeps what it has.
     Unchanged,
-    /// All sets hold these, a bit a number; the bounding set too where there is a user namespace.
+    /// All sets hold these, a bit a number, or fewer.
     Only(u64),
 }
 
@@ -55,7 +56,7 @@ impl BubblewrapPlan {
         let init = !asked.as_pid_1 && (policy.namespaces.pid || !asked.lock_files.is_empty() || handed.sync.is_some());
         closed.extend(handed.sync.filter(|_| init));
         Self {
-            capabilities: capabilities(&asked.capabilities, host),
+            capabilities: capabilities(policy, asked, host),
             closed,
             init,
             die_with_parent: asked.die_with_parent,
@@ -69,9 +70,12 @@ impl BubblewrapPlan {
 }
 
 /// Root starts with what it has, others with nothing; the edits follow in order.
-fn capabilities(edits: &[CapabilityEdit], host: &Host) -> CapabilityPlan {
+fn capabilities(policy: &Policy, asked: &Bubblewrap, host: &Host) -> CapabilityPlan {
+    let edits = &asked.capabilities;
     let is_root = host.uid == 0;
-    if is_root && edits.is_empty() {
+    // In a user namespace a process begins with all, also with those that the caller does not have.
+    let in_userns = policy.namespaces.user || asked.handed.userns.is_some() || asked.handed.userns2.is_some();
+    if is_root && edits.is_empty() && !in_userns {
         return CapabilityPlan::Unchanged;
     }
     let start = if is_root { host.capabilities.effective } else { 0 };
@@ -83,6 +87,18 @@ fn capabilities(edits: &[CapabilityEdit], host: &Host) -> CapabilityPlan {
         CapabilityEdit::Add(name) => held | bits(name),
         CapabilityEdit::Drop(name) => held & !bits(name),
     }))
+}
+
+/// The command's environment: the caller's as it is, odd entries and all, with the edits in it. PWD is the launcher's to set.
+pub(super) fn environment(wanted: &Environment, host: &Host) -> Vec<(OsString, OsString)> {
+    let is_kept = |name: &OsString| name != "PWD" && !wanted.unset.contains(name);
+    let inherited = host.environment.iter().filter(|(name, _)| wanted.inherit && is_kept(name));
+    let value = |name: &OsString, own: &OsString| wanted.set.get(name).unwrap_or(own).clone();
+    let mut variables: Vec<_> = inherited.map(|(name, own)| (name.clone(), value(name, own))).collect();
+    let is_new = |name: &OsString| name != "PWD" && variables.iter().all(|(known, _)| known != name);
+    let new: Vec<_> = wanted.set.iter().filter(|(name, _)| is_new(name)).collect();
+    variables.extend(new.into_iter().map(|(name, value)| (name.clone(), value.clone())));
+    variables
 }
 
 /// What protection results. bubblewrap adds nothing by itself, and the words say so.

@@ -305,6 +305,9 @@ fn argv(policy: &Policy) -> Vec<OsString> {
 /// The command's environment: what is passed from the caller's, then what the policy sets.
 fn environment(policy: &Policy, host: &Host) -> Vec<(OsString, OsString)> {
     let wanted = &policy.environment;
+    if policy.bubblewrap.is_some() {
+        return bubblewrap::environment(wanted, host);
+    }
     let passes = |name: &OsStr| wanted.inherit || wanted.pass.iter().any(|pattern| sys::fnmatch(pattern, name));
     let mut variables: BTreeMap<&OsStr, &OsStr> = host
         .environment
@@ -339,10 +342,11 @@ fn candidates(policy: &Policy, environment: &[(OsString, OsString)]) -> Result<V
     if let Some(bad) = policy.command.iter().chain(&policy.argv0).find(|word| nul(word)) {
         return Err(PlanError::NulInArgument(bad.clone()));
     }
-    if let Some((name, _)) = environment
-        .iter()
-        .find(|(name, value)| nul(name) || nul(value) || name.is_empty() || name.as_bytes().contains(&b'='))
-    {
+    // What bubblewrap passes on is the caller's business; what it sets was checked.
+    let is_checked = policy.bubblewrap.is_none();
+    if let Some((name, _)) = environment.iter().find(|(name, value)| {
+        nul(name) || nul(value) || (is_checked && (name.is_empty() || name.as_bytes().contains(&b'=')))
+    }) {
         return Err(PlanError::BadVariable(name.clone()));
     }
     let allowed = &policy.allowed_commands;
@@ -396,7 +400,8 @@ fn filters(policy: &Policy, has_allowlist: bool) -> Result<Vec<Filter>, PlanErro
     }
     filters.extend(allowlist);
     for Filter { origin, program, .. } in filters.iter_mut().skip(usize::from(policy.exec_once)) {
-        if let Some(instruction) = program.notifies() {
+        // Under bubblewrap's contract such a call fails (ENOSYS), as without a listener anywhere.
+        if let Some(instruction) = program.notifies().filter(|_| policy.bubblewrap.is_none()) {
             return Err(PlanError::FilterNotifies { origin: origin.clone(), instruction });
         }
         match program.refuses_launch() {

@@ -239,7 +239,8 @@ pub(super) fn build(policy: &Policy, host: &Host) -> Result<Root, PlanError> {
     for (index, op) in policy.fs.iter().enumerate() {
         match op {
             FsOp::Bind { source, target, access, optional } => {
-                bind(&mut root, policy, host, &Bind { source, target, access: *access, optional: *optional })?;
+                let later = policy.fs.get(index + 1..).unwrap_or_default();
+                bind(&mut root, policy, host, &Bind { source, target, access: *access, optional: *optional, later })?;
             }
             FsOp::BindDescriptor { fd, target, access } => root.steps.push(Step::BindDescriptor {
                 fd: *fd,
@@ -324,10 +325,12 @@ struct Bind<'a> {
     target: &'a SandboxPath,
     access: Access,
     optional: bool,
+    /// What comes after it.
+    later: &'a [FsOp],
 }
 
 fn bind(root: &mut Root, policy: &Policy, host: &Host, bind: &Bind<'_>) -> Result<(), PlanError> {
-    let Bind { source, target, access, optional } = bind;
+    let Bind { source, target, access, optional, later } = bind;
     // Where a link is always followed, it need not be looked at.
     let follow = policy.bubblewrap.is_some();
     let mut kind = if follow { host.files.target_kind(source) } else { host.files.kind(source) };
@@ -371,9 +374,11 @@ fn bind(root: &mut Root, policy: &Policy, host: &Host, bind: &Bind<'_>) -> Resul
     let cover = from_proc.then_some(if real.as_os_str() == "/proc" { ProcCover::Masked } else { ProcCover::Nothing });
     let source = if from_proc || is_root { real } else { source.to_path_buf() };
     root.steps.push(Step::Bind { source, target: (*target).clone(), directory, attributes, cover });
-    if is_root && !target.is_root() {
+    let proc = target.join("proc");
+    let has_own = later.iter().any(|op| matches!(op, FsOp::Proc { target } if *target == proc));
+    if is_root && !has_own {
         // The host's whole tree brings the host's procfs along; nobody asked for that.
-        root.steps.push(Step::Hide { target: target.join("proc") });
+        root.steps.push(Step::Hide { target: proc });
     }
     Ok(())
 }

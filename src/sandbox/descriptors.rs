@@ -43,7 +43,8 @@ pub(super) fn close_all_but(first: RawFd, keep: &[RawFd]) -> nix::Result<()> {
 
 fn close_range(first: RawFd, last: u32) -> nix::Result<()> {
     match sys::close_range(first, last) {
-        Err(Errno::ENOSYS) => close_one_by_one(first, last),
+        // EPERM: older container filters.
+        Err(Errno::ENOSYS | Errno::EPERM) => close_one_by_one(first, last),
         result => result,
     }
 }

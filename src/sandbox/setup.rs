@@ -158,7 +158,9 @@ pub(super) fn find_command(prepared: &Prepared<'_>) -> Result<CString, Fault> {
 }
 
 fn is_executable(path: &CString) -> nix::Result<()> {
-    faccessat(nix::fcntl::AT_FDCWD, path.as_c_str(), AccessFlags::X_OK, AtFlags::AT_EACCESS)?;
+    // Real and effective ids are the same here; with AT_EACCESS it would be faccessat2(2), which older container filters
+    // answer with EPERM.
+    faccessat(nix::fcntl::AT_FDCWD, path.as_c_str(), AccessFlags::X_OK, AtFlags::empty())?;
     match kind(&nix::sys::stat::stat(path.as_c_str())?) {
         SFlag::S_IFREG => Ok(()),
         _ => Err(Errno::EACCES),

@@ -1,6 +1,7 @@
 //! bubblewrap's words for what goes wrong. Clients match some of them (flatpak, codex, Shannot 0.3), and people search
 //! for them; paths are shown where bubblewrap shows them.
 
+use std::ffi::OsString;
 use std::io;
 
 use nix::errno::Errno;
@@ -40,14 +41,15 @@ pub(super) fn warning(failure: &Failure, plan: &Plan) -> String {
     format!("Can't remount {source} submount ({target}), ignoring error: {}", strerror(failure.errno))
 }
 
-pub(super) fn sandbox(error: &SandboxError, plan: &Plan) -> String {
+/// `command` is as typed.
+pub(super) fn sandbox(error: &SandboxError, plan: &Plan, command: &[OsString]) -> String {
     match error {
-        SandboxError::Failed(failure) => failed(failure, plan),
+        SandboxError::Failed(failure) => failed(failure, plan, command),
         other => other.to_string(),
     }
 }
 
-fn failed(failure: &Failure, plan: &Plan) -> String {
+fn failed(failure: &Failure, plan: &Plan, command: &[OsString]) -> String {
     let step = plan.steps.get(failure.index);
     let (source, target) = paths(step);
     let object = failure.object.clone().unwrap_or_default();
@@ -73,6 +75,9 @@ fn failed(failure: &Failure, plan: &Plan) -> String {
         (Stage::Detach, _) => "unmount old root".to_owned(),
         (Stage::Source, Errno::ESTALE) => return "Race condition binding dirfd".to_owned(),
         (Stage::Source, _) => format!("Can't find source path {source}"),
+        (Stage::TargetKind, Errno::ELOOP | Errno::ENOTDIR) if matches!(step, Some(Step::Dir { .. })) => {
+            return format!("Destination is not a directory {target}");
+        }
         (Stage::TargetKind, Errno::ELOOP) => return format!("Can't mount on symlink destination {target}"),
         (Stage::TargetKind, Errno::ENOTDIR) => return format!("Destination is not a directory {target}"),
         (Stage::TargetKind, Errno::EISDIR) => return format!("Destination is not a file {target}"),
@@ -98,7 +103,9 @@ fn failed(failure: &Failure, plan: &Plan) -> String {
         (Stage::Spawn, _) => "Can't fork for pid 1".to_owned(),
         (Stage::Filter, Errno::EINVAL) => return INVALID_FILTER.to_owned(),
         (Stage::Filter, _) => "prctl(PR_SET_SECCOMP)".to_owned(),
-        (Stage::Lookup | Stage::Exec, _) => format!("execvp {}", word(plan)),
+        (Stage::Lookup | Stage::Exec, _) => {
+            format!("execvp {}", command.first().map(|word| word.to_string_lossy()).unwrap_or_default())
+        }
         (_, _) => failure.text.clone(),
     };
     format!("{text}: {}", strerror(failure.errno))
@@ -111,14 +118,6 @@ const TOO_DEEP: &str =
 const NO_DESCENDANT: &str =
     "Joining the specified user namespace failed, it might not be a descendant of the current user namespace.";
 const USERNS_NOT_DISABLED: &str = "creation of new user namespaces was not disabled as requested";
-
-/// The command word, which is looked for, not what the command sees as its argv\[0\].
-fn word(plan: &Plan) -> String {
-    let searched = plan.command.candidates.first().and_then(|path| path.file_name());
-    let typed = if plan.command.candidates.len() > 1 { searched } else { None };
-    let whole = || plan.command.candidates.first().map(|path| path.as_os_str());
-    typed.or_else(whole).map(|word| word.to_string_lossy().into_owned()).unwrap_or_default()
-}
 
 /// Source and target of a step, as texts.
 fn paths(step: Option<&Step>) -> (String, String) {

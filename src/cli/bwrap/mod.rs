@@ -58,7 +58,7 @@ enum Wanted {
 
 fn program(name: &str, words: &[OsString], wanted: Wanted) -> u8 {
     let mut voice = Voice { levels: false };
-    if nix::unistd::getuid() != nix::unistd::geteuid() || nix::unistd::getgid() != nix::unistd::getegid() {
+    if nix::unistd::getuid() != nix::unistd::geteuid() {
         return voice.fail("setuid use of bubblewrap is not supported");
     }
     let mut read_args = |fd| read_all(fd).map_err(|error| messages::errno(&error));
@@ -108,7 +108,7 @@ fn carry_out(lexed: &Lexed, wanted: Wanted, voice: &Voice) -> Result<u8, String>
     }
     let Some(asked) = &plan.bubblewrap else { return Err("no plan".to_owned()) };
     let mut warn = |failure: &sandbox::Failure| voice.warn(&messages::warning(failure, &plan));
-    sandbox::follow(&plan, asked, &mut warn).map_err(|error| messages::sandbox(&error, &plan))
+    sandbox::follow(&plan, asked, &mut warn).map_err(|error| messages::sandbox(&error, &plan, &lexed.command))
 }
 
 /// A program for each descriptor that has one, as the kernel will take it.

@@ -80,7 +80,7 @@ fn profile(lexed: &Lexed, policy: &Policy) -> Result<Value, String> {
 fn files(lexed: &Lexed, policy: &Policy, profile: &mut Map<String, Value>) -> Result<(), String> {
     let mut options: Vec<Value> = Vec::new();
     let mut add = |flag: &Flag| {
-        for word in flag.render() {
+        for word in absolute(flag).render() {
             options.push(json!(text(&word)?));
         }
         Ok::<_, String>(())
@@ -95,10 +95,13 @@ fn files(lexed: &Lexed, policy: &Policy, profile: &mut Map<String, Value>) -> Re
             | Flag::Dir { .. }
             | Flag::Symlink { .. }
             | Flag::Chmod { .. }
-            | Flag::Text(Text::Proc | Text::Dev | Text::Mqueue | Text::RemountRo | Text::UnsetEnv | Text::Argv0, _)
+            | Flag::Text(Text::Proc | Text::Dev | Text::Mqueue | Text::RemountRo | Text::Argv0, _)
             | Flag::Switch(Switch::NewSession) => add(flag)?,
             _ => {}
         }
+    }
+    for name in &policy.environment.unset {
+        add(&Flag::Text(Text::UnsetEnv, name.clone()))?;
     }
     if as_keys {
         for op in &policy.fs {
@@ -122,7 +125,18 @@ fn files(lexed: &Lexed, policy: &Policy, profile: &mut Map<String, Value>) -> Re
     Ok(())
 }
 
-/// Whether a profile's order (a bind of `/`, /proc, /dev, tmpfs, binds, each sorted; then all else) is as good as the one given.
+/// With its source as a profile wants it, which is in no directory.
+fn absolute(flag: &Flag) -> Flag {
+    let mut flag = flag.clone();
+    if let Flag::Bind { source, .. } = &mut flag
+        && let Ok(path) = std::path::absolute(&*source)
+    {
+        *source = path.into();
+    }
+    flag
+}
+
+/// Whether a profile's order (a bind of `/`, /proc, /dev, tmpfs, binds, each sorted; then all else) is the one given.
 fn order_is_kept(ops: &[FsOp]) -> bool {
     let rank = |op: &FsOp| match op {
         FsOp::Bind { target, access: Access::ReadOnly | Access::ReadWrite, .. } if target.is_root() => Some(0),
@@ -133,17 +147,14 @@ fn order_is_kept(ops: &[FsOp]) -> bool {
         FsOp::Bind { .. } | FsOp::Tmpfs { .. } | FsOp::Proc { .. } | FsOp::Dev { .. } => None,
         _ => Some(5),
     };
-    let Some(ranks) = ops.iter().map(rank).collect::<Option<Vec<i32>>>() else { return false };
-    let overlap = |a: &FsOp, b: &FsOp| a.target().is_under(b.target()) || b.target().is_under(a.target());
-    let keyed: Vec<_> = ops.iter().zip(ranks).collect();
-    keyed.iter().enumerate().all(|(index, (op, rank))| {
-        let later = keyed.get(index + 1..).unwrap_or_default();
-        later.iter().all(|(other, other_rank)| {
-            let in_order =
-                if *rank == 5 && *other_rank == 5 { true } else { (rank, op.target()) < (other_rank, other.target()) };
-            in_order || !overlap(op, other)
-        })
-    })
+    // No look at which of them meet: links inside may make any two.
+    let Some(ranks) = ops.iter().map(|op| Some((rank(op)?, op))).collect::<Option<Vec<(i32, &FsOp)>>>() else {
+        return false;
+    };
+    let is_after = |(rank, op): (i32, &FsOp), (next, other): (i32, &FsOp)| {
+        rank < next || (rank == next && (rank == 5 || op.target() < other.target()))
+    };
+    ranks.iter().zip(ranks.iter().skip(1)).all(|(one, next)| is_after(*one, *next))
 }
 
 /// A profile's /tmp is for all, of whom there is one.

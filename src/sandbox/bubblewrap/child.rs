@@ -10,20 +10,20 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::socket::{MsgFlags, recv};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Pid, Uid, getpid, getppid, pipe2, read, setresgid, setresuid, setsid, write};
 
-use super::super::confine::{self, Settled};
+use super::super::confine::{self, Confined, Settled};
 use super::super::descriptors::close_all_but;
 use super::super::failure::{At, Fault, Stage};
 use super::super::message::{Message, has_ended};
 use super::super::prepare::Prepared;
 use super::super::rootfs;
 use super::super::setup::{
-    change_directory, die_with_supervisor, enter_second_user_namespace, find_command, limit_user_namespaces,
-    loopback_up, map_ids, own_proc_directory, set_limits,
+    change_directory, die_with_supervisor, enter_second_user_namespace, limit_user_namespaces, loopback_up, map_ids,
+    own_proc_directory, set_limits,
 };
 use super::super::supervisor::LONG_COMMAND;
 use super::{GO, exit_code};
@@ -38,7 +38,7 @@ pub(super) fn run(prepared: &Prepared<'_>, asked: &BubblewrapPlan, channel: &Own
     let status = match set_up(prepared, asked, channel) {
         Ok(settled) if asked.init => match spawn(prepared, asked, &settled, channel) {
             Ok(command) => reap(command, channel),
-            Err(fault) => report(prepared, fault, channel),
+            Err(fault) => report_by_write(fault, channel),
         },
         Ok(settled) => {
             let fault = become_command(prepared, &settled, channel, None);
@@ -104,8 +104,7 @@ fn set_up(prepared: &Prepared<'_>, asked: &BubblewrapPlan, channel: &OwnedFd) ->
     // Clients look at the namespaces of the first process in /proc, which is the user's own only if it is dumpable.
     prctl::set_dumpable(true).at(Stage::Dumpable)?;
     if let Some(fd) = asked.handed.block {
-        // A byte or the end of file: both mean go.
-        read(sys::borrow_number(fd), &mut [0]).at(Stage::Block)?;
+        wait_until_readable(fd)?;
     }
     umask(caller_umask);
     if plan.new_session {
@@ -118,6 +117,23 @@ fn set_up(prepared: &Prepared<'_>, asked: &BubblewrapPlan, channel: &OwnedFd) ->
 /// The same number may have been given twice.
 pub(super) fn close_if_open(fd: RawFd) {
     if sys::close_number(fd).is_err() {}
+}
+
+/// A byte, the end of file, or an error: all of them mean go. Also of a descriptor that does not block by itself.
+fn wait_until_readable(fd: RawFd) -> Result<(), Fault> {
+    let fd = sys::borrow_number(fd);
+    loop {
+        match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::NONE) {
+            Err(Errno::EINTR) => {}
+            ready => {
+                ready.at(Stage::Block)?;
+                if read(fd, &mut [0]).is_err() {
+                    // What it was does not matter.
+                }
+                return Ok(());
+            }
+        }
+    }
 }
 
 /// What was used up is not the command's. A number that is not open has nothing to close.
@@ -197,7 +213,11 @@ fn spawn(prepared: &Prepared<'_>, asked: &BubblewrapPlan, settled: &Settled, cha
     let parent = asked.die_with_parent.then(getpid);
     if prepared.filters.is_empty() {
         let command = start_at_once(prepared, settled, channel, parent)?;
-        close_all_but(0, &kept_by_init(asked, channel, &locks)).at(Stage::Descriptors)?;
+        let closed = close_all_but(0, &kept_by_init(asked, channel, &locks));
+        if closed.is_err() && kill(command, Signal::SIGKILL).is_err() {
+            // It has ended by itself.
+        }
+        closed.at(Stage::Descriptors)?;
         keep_open(locks);
         give_back_memory(command);
         return Ok(command);
@@ -221,7 +241,8 @@ fn spawn(prepared: &Prepared<'_>, asked: &BubblewrapPlan, settled: &Settled, cha
             kept.push(opener.as_raw_fd());
             close_all_but(0, &kept).at(Stage::Descriptors)?;
             confine::confine_by_filters(settled, prepared)?;
-            write(&opener, &[GO]).at(Stage::Spawn)?;
+            // Where the filters forbid that, the command does not start.
+            write(&opener, &[GO]).at(Stage::Filter)?;
             keep_open(locks);
             Ok(command)
         }
@@ -254,17 +275,32 @@ fn become_command(prepared: &Prepared<'_>, settled: &Settled, channel: &OwnedFd,
             }
         }
         let directory = change_directory(prepared)?;
-        let path = find_command(prepared)?;
         // Rust's.
         sys::default_disposition(Signal::SIGPIPE).at(Stage::Signals)?;
+        // A caller may have it blocked (wait(2) works all the same, but not everybody waits).
+        sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&SigSet::from(Signal::SIGCHLD)), None).at(Stage::Signals)?;
         Message::Executing.write(channel).at(Stage::Word)?;
-        let confined = confine::confine_by_filters(settled, prepared)?;
-        Ok((confined, path, directory))
+        Ok((confine::confine_by_filters(settled, prepared)?, directory))
     };
     match ready() {
-        Ok((confined, path, directory)) => confine::exec(&confined, prepared, &path, directory),
+        Ok((confined, directory)) => execute(&confined, prepared, directory),
         Err(fault) => fault,
     }
+}
+
+/// As execvp(3): each candidate in turn, without a look before, which a filter may know nothing of.
+fn execute(confined: &Confined, prepared: &Prepared<'_>, directory: usize) -> Fault {
+    let mut reason = Fault { stage: Stage::Exec, index: 0, errno: Errno::ENOENT };
+    for path in &prepared.candidates {
+        let fault = confine::exec(confined, prepared, path, directory);
+        match fault.errno {
+            Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE | Errno::ENODEV | Errno::ETIMEDOUT
+                if prepared.candidates.len() > 1 => {}
+            Errno::EACCES => reason = fault,
+            _ => return fault,
+        }
+    }
+    reason
 }
 
 /// Read locks on whole files, which this process holds until it ends (fcntl(2), "Advisory record locking").

@@ -39,7 +39,7 @@ pub fn follow(plan: &Plan, asked: &BubblewrapPlan, warn: &mut dyn FnMut(&Failure
     let stdio = Stdio::default();
     let prepared = Prepared::new(plan, &stdio, None);
     let (init, channel) = start(&prepared, asked).map_err(fail)?;
-    let mut monitor = Monitor { plan, asked, init, channel, executing: false };
+    let mut monitor = Monitor { plan, asked, init: Some(init), channel, executing: false };
     let ready = monitor.let_go();
     ready.inspect_err(|_| monitor.kill())?;
     monitor.watch(warn)
@@ -64,7 +64,10 @@ fn start(prepared: &Prepared<'_>, asked: &BubblewrapPlan) -> Result<(Pid, OwnedF
     if asked.handed.pidns.is_some() {
         setsockopt(&ours, sockopt::PassCred, &true).at(Stage::JoinPidns)?;
     }
-    match sys::clone_process(clone_flags(prepared.plan.namespaces)).at(Stage::Clone)? {
+    // The one behind --pidns is made there (pid_namespaces(7)).
+    let pid = prepared.plan.namespaces.pid && asked.handed.pidns.is_none();
+    let namespaces = Namespaces { pid, ..prepared.plan.namespaces };
+    match sys::clone_process(clone_flags(namespaces)).at(Stage::Clone)? {
         sys::Side::Child => {
             drop(ours);
             child::run(prepared, asked, &theirs)
@@ -76,8 +79,8 @@ fn start(prepared: &Prepared<'_>, asked: &BubblewrapPlan) -> Result<(Pid, OwnedF
 struct Monitor<'a> {
     plan: &'a Plan,
     asked: &'a BubblewrapPlan,
-    /// The first process of the sandbox: ours, or the command's.
-    init: Pid,
+    /// The first process of the sandbox, ours or the command's; none while it is not known.
+    init: Option<Pid>,
     channel: OwnedFd,
     /// The command's process has come as far as the execve.
     executing: bool,
@@ -105,8 +108,10 @@ impl Monitor<'_> {
     fn watch(&mut self, warn: &mut dyn FnMut(&Failure)) -> Result<u8, SandboxError> {
         let (status, executed) = self.wait(warn)?;
         let code = exit_code(status);
-        if let Some(fd) = self.asked.handed.json_status.filter(|_| executed) {
-            write_to(fd, &format!("{{ \"exit-code\": {code} }}\n")).map_err(|fault| self.failure(fault))?;
+        if let Some(fd) = self.asked.handed.json_status.filter(|_| executed)
+            && write_to(fd, &format!("{{ \"exit-code\": {code} }}\n")).is_err()
+        {
+            // Its reader has gone away; our own exit code still says it.
         }
         Ok(code)
     }
@@ -116,10 +121,10 @@ impl Monitor<'_> {
         let lost = |errno| SandboxError::from(Failure::supervise("find the process in the pid namespace", errno));
         let received = Message::receive(&self.channel).map_err(lost)?;
         // What was between has ended, or is about to; its status says nothing.
-        sys::wait4(Some(self.init), 0).map_err(lost)?;
+        sys::wait4(self.init.take(), 0).map_err(lost)?;
         match received {
             Some(Received { message: Message::Started, sender: Some(pid), .. }) => {
-                self.init = pid;
+                self.init = Some(pid);
                 Ok(())
             }
             Some(Received { message: Message::Failed(fault), .. }) => Err(self.failure(fault)),
@@ -134,11 +139,12 @@ impl Monitor<'_> {
     /// Says who the child is and waits until others have done with it.
     fn announce(&self) -> Result<(), SandboxError> {
         let handed = &self.asked.handed;
-        let namespaces = self.namespaces()?;
+        let pid = self.init.map_or(0, Pid::as_raw);
+        let namespaces = self.namespaces(pid)?;
         let member = |(name, inode): &(&str, u64)| format!("\"{name}-namespace\": {inode}");
         if let Some(fd) = handed.info {
             let members: String = namespaces.iter().map(|entry| format!(",\n    {}", member(entry))).collect();
-            let text = format!("{{\n    \"child-pid\": {}{members}\n}}\n", self.init);
+            let text = format!("{{\n    \"child-pid\": {pid}{members}\n}}\n");
             write_to(fd, &text).map_err(|fault| self.failure(fault))?;
             if handed.json_status != Some(fd) {
                 child::close_if_open(fd);
@@ -146,7 +152,7 @@ impl Monitor<'_> {
         }
         if let Some(fd) = handed.json_status {
             let members: String = namespaces.iter().map(|entry| format!(", {}", member(entry))).collect();
-            let text = format!("{{ \"child-pid\": {}{members} }}\n", self.init);
+            let text = format!("{{ \"child-pid\": {pid}{members} }}\n");
             write_to(fd, &text).map_err(|fault| self.failure(fault))?;
         }
         if let Some(fd) = handed.userns_block {
@@ -158,11 +164,11 @@ impl Monitor<'_> {
     }
 
     /// The inodes of the namespaces that are new.
-    fn namespaces(&self) -> Result<Vec<(&'static str, u64)>, SandboxError> {
+    fn namespaces(&self, init: i32) -> Result<Vec<(&'static str, u64)>, SandboxError> {
         let Namespaces { network, pid, ipc, uts, cgroup, .. } = self.plan.namespaces;
         let is_new = [("cgroup", cgroup), ("ipc", ipc), ("mnt", true), ("net", network), ("pid", pid), ("uts", uts)];
         let inode = |name: &'static str| {
-            let file = fs::metadata(format!("/proc/{}/ns/{name}", self.init));
+            let file = fs::metadata(format!("/proc/{init}/ns/{name}"));
             file.map(|file| (name, file.ino())).map_err(|error| {
                 let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
                 Failure::supervise("look at the namespaces of the sandbox", errno).into()
@@ -210,7 +216,7 @@ impl Monitor<'_> {
             }
         }
         // The command was executed in the place of our child, or init is gone.
-        match sys::wait4(Some(self.init), 0) {
+        match sys::wait4(self.init.take(), 0) {
             Ok(Some(waited)) => Ok((waited.status, self.executing)),
             Ok(None) => Err(Failure::supervise("wait for the sandbox", Errno::ECHILD).into()),
             Err(errno) => Err(Failure::supervise("wait for the sandbox", errno).into()),
@@ -219,8 +225,9 @@ impl Monitor<'_> {
 
     /// Nothing may start that could not be announced or watched.
     fn kill(&self) {
+        let Some(init) = self.init else { return };
         // ESRCH: it has ended by itself. Where we may not, closing the channel ends what waits on it.
-        if kill(self.init, Signal::SIGKILL).is_ok() && sys::wait4(Some(self.init), 0).is_err() {
+        if kill(init, Signal::SIGKILL).is_ok() && sys::wait4(Some(init), 0).is_err() {
             // Behind --pidns it is not ours to wait for.
         }
     }
