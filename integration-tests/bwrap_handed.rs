@@ -83,7 +83,7 @@ fn a_pid_namespace_can_be_joined_or_be_the_parent_of_a_new_one() {
             outer=$(pgrep -P $!); exec 6</proc/$outer/ns/user 7</proc/$outer/ns/pid; \
             join='--dev-bind / / --userns 6 --pidns 7'; \
             \"$BWRAP\" $join sh -c 'readlink /proc/self/ns/pid; exit 3'; echo $?; readlink /proc/$outer/ns/pid; \
-            \"$BWRAP\" $join --unshare-pid --proc /proc sh -c 'echo $$; exit 4'; echo $?; kill $!";
+            \"$BWRAP\" $join --unshare-pid --proc /proc sh -c 'echo $$; exit 4'; echo $?; kill -9 $outer";
         let result = script(caller, &folder, line);
         let lines: Vec<&str> = result.stdout.lines().collect();
         assert!(lines.len() == 5 && lines[1] == "3" && lines[3] == "2" && lines[4] == "4", "{result:#?}");

@@ -206,7 +206,7 @@ fn a_source_that_leads_to_proc_is_proc_and_none_leads_to_what_the_new_root_is_bu
         let folder = scratch.folder("mine", caller);
         fs::write(folder.join("file"), "").unwrap();
         let link = |name: &str, to: &str| {
-            std::os::unix::fs::symlink(to, folder.join(name)).unwrap();
+            symlink(to, folder.join(name)).unwrap();
             json!({"source": folder.join(name), "target": format!("/{name}"), "read_only": false})
         };
         let binds = [link("proc-link", "/proc"), link("cwd-link", "/proc/self/cwd"), link("root-link", "/")];
