@@ -80,19 +80,13 @@ pub(super) fn keep_capabilities(plan: CapabilityPlan) -> Result<Settled, Fault> 
 /// Empties the sets but for `kept`, and reads them back.
 fn drop_others(kept: u64) -> Result<(), Fault> {
     let refused = |_| Errno::EPERM;
-    let mut number = 0;
-    loop {
-        let is_kept = number < 64 && kept & (1 << number) != 0;
-        let known =
-            if is_kept { sys::in_bounding(number).map(|held| held.is_some()) } else { sys::drop_bounding(number) };
-        match known {
-            Ok(true) => {}
-            Ok(false) => break,
+    for number in (0..u8::MAX).filter(|number| *number >= 64 || kept & (1 << number) == 0) {
+        match sys::drop_bounding(number) {
             // Root of a container without CAP_SETPCAP; no_new_privs keeps the set from being drawn on.
-            Err(Errno::EPERM) => {}
+            Ok(true) | Err(Errno::EPERM) => {}
+            Ok(false) => break,
             Err(errno) => return Err(errno).at_index(Stage::Capabilities, number.into()),
         }
-        number += 1;
     }
     caps::clear(None, caps::CapSet::Ambient).map_err(refused).at(Stage::Capabilities)?;
     let wanted = caps::all().into_iter().filter(|capability| kept & capability.bitmask() != 0).collect();
