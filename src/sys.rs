@@ -6,7 +6,7 @@ use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_long, c_uint, c_ulong, c_v
 use std::io::IoSliceMut;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, Ordering};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -34,9 +34,10 @@ fn new_fd(result: c_long) -> Result<OwnedFd> {
 
 static ARGV: AtomicPtr<*mut c_char> = AtomicPtr::new(std::ptr::null_mut());
 static CLOSED_STDIO: AtomicU8 = AtomicU8::new(0);
+static IGNORED_SIGPIPE: AtomicBool = AtomicBool::new(false);
 
-/// Runs before main. Rust's runtime opens /dev/null over closed standard descriptors and hides argv, so
-/// both are noted here.
+/// Runs before main. Rust's runtime opens /dev/null over closed standard descriptors, hides argv and ignores
+/// SIGPIPE, so what was is noted here.
 extern "C" fn note_start(_argc: c_int, argv: *mut *mut c_char, _envp: *mut *mut c_char) {
     ARGV.store(argv, Ordering::Relaxed);
     let mut closed = 0;
@@ -47,6 +48,11 @@ extern "C" fn note_start(_argc: c_int, argv: *mut *mut c_char, _envp: *mut *mut 
         }
     }
     CLOSED_STDIO.store(closed, Ordering::Relaxed);
+    // SAFETY: all-zero is a valid sigaction: no handler, an empty mask.
+    let mut before: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: only asks; the structure is a live local.
+    unsafe { libc::sigaction(libc::SIGPIPE, std::ptr::null(), &raw mut before) };
+    IGNORED_SIGPIPE.store(before.sa_sigaction == libc::SIG_IGN, Ordering::Relaxed);
 }
 
 // SAFETY: .init_array is a table of functions that the C runtime calls with (argc, argv, envp) before
@@ -196,6 +202,15 @@ pub fn pidfd_open(pid: Pid) -> Result<OwnedFd> {
     new_fd(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })
 }
 
+/// Gives SIGPIPE the disposition that the process was started with.
+///
+/// # Errors
+/// None that sigaction(2) documents for it.
+pub fn restore_sigpipe() -> Result<()> {
+    // Rust's runtime has it ignored.
+    if IGNORED_SIGPIPE.load(Ordering::Relaxed) { Ok(()) } else { default_disposition(Signal::SIGPIPE) }
+}
+
 /// Sets a signal's disposition to the default.
 ///
 /// # Errors
@@ -249,21 +264,20 @@ struct MountAttr {
     userns_fd: u64,
 }
 
-/// open_tree(2): a detached copy of the mount tree at `path`. Follows links like any path.
+/// open_tree(2): a detached copy of the mount tree at `path`, submounts included. Follows links like any path.
 ///
 /// # Errors
 /// Those of opening `path`; EINVAL for a tree with mounts that are locked to their places; ENOSYS before 5.2.
-pub fn clone_tree(path: &CStr, recursive: bool) -> Result<OwnedFd> {
-    open_tree(libc::AT_FDCWD, path, if recursive { libc::AT_RECURSIVE } else { 0 })
+pub fn clone_tree(path: &CStr) -> Result<OwnedFd> {
+    open_tree(libc::AT_FDCWD, path, libc::AT_RECURSIVE)
 }
 
-/// open_tree(2) of what a descriptor names.
+/// open_tree(2) of what a descriptor names, without submounts.
 ///
 /// # Errors
 /// As [`clone_tree`].
-pub fn clone_tree_at(fd: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd> {
-    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    open_tree(fd.as_raw_fd(), c"", flags)
+pub fn clone_tree_at(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+    open_tree(fd.as_raw_fd(), c"", libc::AT_EMPTY_PATH)
 }
 
 fn open_tree(dir: RawFd, path: &CStr, flags: c_int) -> Result<OwnedFd> {
@@ -573,27 +587,4 @@ pub fn fnmatch(pattern: &str, text: &OsStr) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fnmatch_is_pythons() {
-        assert!(fnmatch("/usr/bin/*", OsStr::new("/usr/bin/x/y")));
-        assert!(fnmatch("l?", OsStr::new("ls")));
-        assert!(fnmatch("[!a]*", OsStr::new("ls")));
-        assert!(!fnmatch("ls", OsStr::new("/usr/bin/ls")));
-        assert!(fnmatch("a\\*", OsStr::new("a\\b")));
-    }
-
-    #[test]
-    fn vfork_runs_the_child_and_waits_for_it() {
-        let mut seen = 0;
-        let pid = vfork(&mut || {
-            seen = 7;
-            3
-        })
-        .unwrap();
-        let waited = wait4(Some(pid), 0).unwrap().unwrap();
-        assert_eq!((seen, libc::WEXITSTATUS(waited.status)), (7, 3));
-    }
-}
+mod tests;

@@ -43,7 +43,7 @@ impl NewRoot<'_> {
     pub(super) fn source_of(&self, fd: impl AsFd) -> nix::Result<OwnedFd> {
         let path = PathBuf::from(readlink(&classic::proc_path(&fd))?);
         let source = if self.plan.mount_api {
-            sys::clone_tree(&super::prepare::c_string(&path), true)
+            sys::clone_tree(&super::prepare::c_string(&path))
         } else {
             open(&path, PATH_ONLY, Mode::empty())
         }?;
@@ -66,7 +66,7 @@ impl NewRoot<'_> {
         // The modes of open(2) are those of a new file; umask is empty.
         fchmod(&file, permissions).and_then(|()| self.fill(*fd, *again, &mut file)).at_index(Stage::Data, index)?;
         let tree = if self.plan.mount_api {
-            sys::clone_tree_at(file.as_fd(), false)
+            sys::clone_tree_at(file.as_fd())
         } else {
             openat(&self.base, name.as_str(), PATH_ONLY, Mode::empty())
         }

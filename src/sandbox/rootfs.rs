@@ -188,7 +188,7 @@ impl<'a> NewRoot<'a> {
         if !self.plan.mount_api {
             return open(source, PATH_ONLY, Mode::empty());
         }
-        match sys::clone_tree(source, true) {
+        match sys::clone_tree(source) {
             // A descriptor's magic link leads to a mount outside this namespace, which has the same one by name.
             Err(Errno::EINVAL) if self.plan.bubblewrap.is_some() => {
                 open(source, PATH_ONLY, Mode::empty()).and_then(|fd| self.source_of(&fd))

@@ -275,8 +275,7 @@ fn become_command(prepared: &Prepared<'_>, settled: &Settled, channel: &OwnedFd,
             }
         }
         let directory = change_directory(prepared)?;
-        // Rust's.
-        sys::default_disposition(Signal::SIGPIPE).at(Stage::Signals)?;
+        sys::restore_sigpipe().at(Stage::Signals)?;
         // A caller may have it blocked (wait(2) works all the same, but not everybody waits).
         sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&SigSet::from(Signal::SIGCHLD)), None).at(Stage::Signals)?;
         Message::Executing.write(channel).at(Stage::Word)?;
