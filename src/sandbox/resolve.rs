@@ -11,6 +11,7 @@ use std::path::{Component, Path};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat, mknodat};
+use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 
 use crate::policy::SandboxPath;
 
@@ -120,6 +121,9 @@ fn walk(root: BorrowedFd<'_>, path: &Path, follow_last: bool) -> nix::Result<Own
             return Err(Errno::ELOOP);
         }
         let text = readlinkat(&next, "")?;
+        if fstatfs(&next)?.filesystem_type() == PROC_SUPER_MAGIC && !is_plain(&text) {
+            return Err(Errno::ELOOP);
+        }
         if Path::new(&text).is_absolute() {
             stack.truncate(1);
         }
@@ -128,6 +132,12 @@ fn walk(root: BorrowedFd<'_>, path: &Path, follow_last: bool) -> nix::Result<Own
         }
     }
     stack.pop().ok_or(Errno::ENOENT)
+}
+
+/// Whether a link of procfs is one by its text (`self`, `mounts`, `net`): a magic one says where it leads as a path from the
+/// root, as `pipe:[1]`, or as `(unreachable)`, and can't be followed by that.
+fn is_plain(text: &OsStr) -> bool {
+    !Path::new(text).is_absolute() && !text.as_bytes().iter().any(|byte| matches!(byte, b':' | b'('))
 }
 
 fn components(path: &Path) -> impl Iterator<Item = OsString> + '_ {
