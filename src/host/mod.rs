@@ -113,11 +113,17 @@ impl fmt::Debug for Host {
     }
 }
 
+/// A set of this process's capabilities, a bit a number.
+///
+/// # Errors
+/// Those of crate caps, for capget(2).
+pub fn capability_bits(set: caps::CapSet) -> Result<u64, caps::errors::CapsError> {
+    let held = caps::read(None, set)?;
+    Ok(held.into_iter().fold(0, |bits, capability| bits | capability.bitmask()))
+}
+
 fn probe_capabilities() -> Capabilities {
-    let bits = |set| {
-        let held = caps::read(None, set).unwrap_or_default();
-        held.into_iter().fold(0, |bits, capability| bits | capability.bitmask())
-    };
+    let bits = |set| capability_bits(set).unwrap_or_default();
     Capabilities { effective: bits(caps::CapSet::Effective), permitted: bits(caps::CapSet::Permitted) }
 }
 

@@ -110,7 +110,9 @@ pub(super) fn expect(plan: &Plan, policy: &Policy) -> Effective {
     let joined = asked.handed.userns.is_some();
     let capabilities = match asked.capabilities {
         CapabilityPlan::Only(0) => Enforcement::FULL,
-        CapabilityPlan::Only(_) => Enforcement::Partial { missing: "dropping those that --cap-add names".to_owned() },
+        CapabilityPlan::Only(_) => Enforcement::Partial {
+            missing: "dropping what root has without --cap-drop ALL, or what --cap-add names".to_owned(),
+        },
         CapabilityPlan::Unchanged => off("root keeps its capabilities without --cap-drop ALL"),
     };
     let namespaces = plan.namespaces;

@@ -103,8 +103,7 @@ fn drop_others(kept: u64) -> Result<(), Fault> {
 }
 
 fn held(set: caps::CapSet) -> Result<u64, Fault> {
-    let held = caps::read(None, set).map_err(|_| Errno::EPERM).at(Stage::CapabilitiesHeld)?;
-    Ok(held.into_iter().fold(0, |bits, capability| bits | capability.bitmask()))
+    crate::host::capability_bits(set).map_err(|_| Errno::EPERM).at(Stage::CapabilitiesHeld)
 }
 
 /// The kernel's own word for it. Ambient is a subset of permitted (capabilities(7)), so it needs no look.
