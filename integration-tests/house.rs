@@ -96,7 +96,7 @@ fn files_and_openings_keep_the_house_habits() {
         assert!(text.starts_with("//!"), "{} does not say what it is for", path.display());
         let lines = text.lines().count();
         // There is one door for all unsafe code, and each block needs its note.
-        let most = if room == "sys" { 600 } else { 500 };
+        let most = if room == "sys" { 700 } else { 500 };
         assert!(lines <= most, "{} has {lines} lines", path.display());
     }
 }

@@ -111,6 +111,8 @@ fn host() -> Host {
         landlock: Landlock::Abi(6),
         mount_api: true,
         terminal: None,
+        trial: None,
+        scratch: None,
         files: Box::new(Distribution::new()),
     }
 }

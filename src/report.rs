@@ -250,6 +250,9 @@ pub struct Outcome {
     /// death by SIGINT rather than exit code 130, or its loops go on.
     #[serde(skip)]
     pub interrupted_from_terminal: bool,
+    /// The private folder of a run without namespaces could not be removed.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub left_behind: bool,
 }
 
 impl Outcome {

@@ -202,6 +202,16 @@ pub fn pidfd_open(pid: Pid) -> Result<OwnedFd> {
     new_fd(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })
 }
 
+/// pidfd_send_signal(2).
+///
+/// # Errors
+/// ESRCH once the process has ended; EPERM; ENOSYS before 5.1.
+pub fn pidfd_signal(process: &OwnedFd, signal: Signal) -> Result<()> {
+    let (process, null) = (process.as_raw_fd(), std::ptr::null::<c_void>());
+    // SAFETY: a null siginfo asks for the one that kill(2) would send.
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process, signal as c_int, null, 0) }).map(drop)
+}
+
 /// Gives SIGPIPE the disposition that the process was started with.
 ///
 /// # Errors
@@ -473,16 +483,31 @@ fn with_program<T>(
     install(&libc::sock_fprog { len, filter: instructions.as_ptr().cast_mut() })
 }
 
-/// The next call that a filter asks about, by its cookie (seccomp_unotify(2), SECCOMP_IOCTL_NOTIF_RECV).
+/// A call that a filter asks about (struct seccomp_notif).
+#[derive(Debug, Clone, Copy)]
+pub struct Question {
+    /// Its cookie.
+    pub id: u64,
+    /// Who calls, in this pid namespace.
+    pub pid: u32,
+    /// The system call's number.
+    pub nr: i32,
+    /// Its arguments.
+    pub args: [u64; 6],
+}
+
+/// The next call that a filter asks about (seccomp_unotify(2), SECCOMP_IOCTL_NOTIF_RECV).
 ///
 /// # Errors
 /// ENOENT if the caller ended meanwhile.
-pub fn next_question(listener: BorrowedFd<'_>) -> Result<u64> {
+pub fn next_question(listener: BorrowedFd<'_>) -> Result<Question> {
     // SAFETY: integers and arrays of them, for which zero is a value; the kernel wants them zero.
     let mut question: libc::seccomp_notif = unsafe { std::mem::zeroed() };
     // SAFETY: the request's number carries the size of the structure that the kernel fills.
     let result = unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut question) };
-    check(c_long::from(result)).map(|_| question.id)
+    check(c_long::from(result))?;
+    let libc::seccomp_notif { id, pid, data, .. } = question;
+    Ok(Question { id, pid, nr: data.nr, args: data.args })
 }
 
 /// Answers: the call goes on as it is, or fails (seccomp_unotify(2), SECCOMP_IOCTL_NOTIF_SEND; Linux 5.5).

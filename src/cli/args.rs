@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::output::ErrorFormat;
+use crate::policy;
 use crate::profile::{LimitsEntry, NetworkKey, Overrides, Quantity};
 use crate::seccomp::Abi;
 
@@ -52,6 +53,8 @@ pub(super) enum Command {
     Run(Box<Run>),
     /// Try, inside, what the profile promises to refuse
     Verify(Verify),
+    /// What this host can enforce, why not more, and the cure
+    Doctor(Doctor),
     /// Print the profile, normalised, as JSON
     Export,
     /// List, show and check profiles
@@ -182,6 +185,18 @@ pub(super) enum Backend {
     Auto,
     /// Namespaces, or refuse
     Namespaces,
+    /// Landlock and filters in the host's own tree, or refuse
+    Landlock,
+}
+
+impl From<Backend> for policy::Backend {
+    fn from(backend: Backend) -> Self {
+        match backend {
+            Backend::Auto => policy::Backend::Auto,
+            Backend::Namespaces => policy::Backend::Namespaces,
+            Backend::Landlock => policy::Backend::Landlock,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -200,6 +215,19 @@ pub(super) enum Format {
     Text,
     /// For programs
     Json,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Doctor {
+    /// Say it for this way to isolate
+    #[arg(long, value_name = "BACKEND", default_value = "auto")]
+    pub(super) backend: Backend,
+    /// As JSON
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Print an AppArmor profile that lets this program make user namespaces
+    #[arg(long, conflicts_with = "json")]
+    pub(super) apparmor_profile: bool,
 }
 
 #[derive(Debug, Args)]
@@ -352,6 +380,7 @@ impl Options {
                 cpus: self.cpus,
                 ..LimitsEntry::default()
             },
+            backend: Some(self.backend.into()),
             require: self.require.clone(),
             allow_degraded: self.allow_degraded.clone(),
         }

@@ -3,6 +3,8 @@
 mod args;
 mod bwrap;
 mod canary;
+mod doctor;
+mod launch;
 mod output;
 mod profiles;
 mod record;
@@ -92,6 +94,7 @@ fn dispatch(cli: Cli) -> Result<u8, Complaint> {
         Command::Run(run) => run::run(&common, &run.options, run.command),
         Command::Bare(command) => run::run(&common, &Options::default(), command),
         Command::Verify(options) => verify::verify(&common, &options),
+        Command::Doctor(options) => doctor::doctor(&common, &options),
         Command::Export => profiles::export(&common),
         Command::Profile(what) => profiles::profile(&common, &what),
         Command::Seccomp(what) => seccomp::seccomp(&what),

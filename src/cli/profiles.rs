@@ -3,8 +3,8 @@
 use std::ffi::OsStr;
 
 use super::args::{Common, Profile as What};
+use super::launch;
 use super::output::{self, Complaint};
-use crate::host::Host;
 use crate::plan::Plan;
 use crate::profile::{Caller, Overrides, Profile, json_schema, list};
 use crate::report::Enforcement;
@@ -31,7 +31,7 @@ pub(super) fn profile(common: &Common, what: &What) -> Result<u8, Complaint> {
         What::Check { profile } => {
             let profile = load(profile)?;
             let policy = profile.policy(&Overrides::default(), &caller)?;
-            let plan = Plan::new(&policy, &Host::probe())?;
+            let plan = launch::plan(&policy)?;
             let mut text = format!("profile {} can be applied on this host\n", profile.origin());
             for warning in warnings(&plan) {
                 text.push_str(&format!("note: {warning}\n"));

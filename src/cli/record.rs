@@ -12,7 +12,7 @@ use nix::libc;
 use serde::Serialize;
 
 use super::output::Complaint;
-use crate::plan::{Plan, Skipped};
+use crate::plan::{InPlace, Plan, Rung, Skipped};
 use crate::profile::Profile;
 use crate::report::{Effective, Outcome};
 use crate::sys;
@@ -31,6 +31,11 @@ pub(super) struct Record<'a> {
     /// Why nothing was executed.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a Complaint>,
+    /// How the command was kept from the host.
+    rung: Rung,
+    /// Why it was the one without namespaces, and what was missing besides protection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    in_place: Option<&'a InPlace>,
     /// What was in force: empty where nothing was executed.
     effective: Effective,
     skipped: &'a [Skipped],
@@ -67,6 +72,8 @@ impl<'a> Record<'a> {
             exit_code: result.map_or_else(|complaint| complaint.code, Outcome::exit_code),
             outcome: result.ok(),
             error: result.err(),
+            rung: plan.rung,
+            in_place: plan.in_place.as_ref(),
             // A step that fails means that nothing is executed: what was expected is what was in force.
             effective: result.map(|_| plan.expected.clone()).unwrap_or_default(),
             skipped: &plan.skipped,

@@ -8,14 +8,14 @@ use std::time::SystemTime;
 use nix::sys::signal::{Signal, raise};
 
 use super::args::{Common, Format, Options};
+use super::launch;
 use super::output::{self, Complaint, note};
 use super::profiles::unknown_names;
 use super::record::{Record, RecordFile};
-use crate::host::Host;
 use crate::plan::Plan;
 use crate::profile::{Caller, Profile};
 use crate::report::Outcome;
-use crate::sandbox::{self, Stdio};
+use crate::sandbox::Stdio;
 use crate::sys;
 
 pub(super) fn run(common: &Common, options: &Options, command: Vec<OsString>) -> Result<u8, Complaint> {
@@ -23,22 +23,21 @@ pub(super) fn run(common: &Common, options: &Options, command: Vec<OsString>) ->
     let profile = common.profile(&caller)?;
     let mut policy = profile.policy(&options.overrides(), &caller)?;
     policy.command = command;
-    let plan = Plan::new(&policy, &Host::probe())?;
     if let Some(format) = options.dry_run {
-        return dry_run(&plan, format).map(|()| 0);
+        return dry_run(&launch::plan(&policy)?, format).map(|()| 0);
     }
+    let mut plan = Plan::new(&policy, &launch::host(&policy, common.verbose))?;
     if common.verbose {
         say_more(&profile, &plan, options);
     }
     let stdio = Stdio { stdin: None, stdout: thrown_away(options.no_stdout)?, stderr: thrown_away(options.no_stderr)? };
-    let Some(destination) = &options.report else {
-        return finish(sandbox::run(&plan, &stdio, None)?, common);
-    };
-    let file = RecordFile::open(destination)?;
+    let file = options.report.as_deref().map(RecordFile::open).transpose()?;
     let started = SystemTime::now();
-    let result = sandbox::run(&plan, &stdio, None).map_err(Complaint::from);
-    file.write(&Record::new(&profile, &plan, started, result.as_ref()))?;
-    finish(result?, common)
+    let result = launch::run(&policy, &mut plan, &stdio, None);
+    if let Some(file) = file {
+        file.write(&Record::new(&profile, &plan, started, result.as_ref()))?;
+    }
+    finish(result?, &plan, common)
 }
 
 fn dry_run(plan: &Plan, format: Format) -> Result<(), Complaint> {
@@ -59,6 +58,12 @@ fn say_more(profile: &Profile, plan: &Plan, options: &Options) {
     for unknown in unknown_names(plan) {
         note(&format!("shannot: {unknown}"));
     }
+    if let Some(in_place) = &plan.in_place {
+        note(&format!("shannot: rung landlock: {}", in_place.because));
+        for lost in &in_place.lost {
+            note(&format!("shannot: without {lost}"));
+        }
+    }
     for (layer, state) in &plan.expected {
         note(&format!("shannot: {layer}: {state}"));
     }
@@ -75,7 +80,12 @@ fn thrown_away(wanted: bool) -> Result<Option<OwnedFd>, Complaint> {
 /// 128 + SIGSYS, also as a shell reports it of what it ran.
 const KILLED_BY_FILTER: u8 = 159;
 
-fn finish(outcome: Outcome, common: &Common) -> Result<u8, Complaint> {
+fn finish(outcome: Outcome, plan: &Plan, common: &Common) -> Result<u8, Complaint> {
+    if let Some(scratch) =
+        plan.in_place.as_ref().and_then(|in_place| in_place.scratch.as_ref()).filter(|_| outcome.left_behind)
+    {
+        note(&format!("shannot: cannot remove the private folder {:?}", scratch.path));
+    }
     if common.verbose && outcome.exit_code() == KILLED_BY_FILTER {
         note(
             "shannot: it ended with SIGSYS: a seccomp filter kills some call of it, or it is a program for i386 or x32, which the presets kill",

@@ -36,7 +36,7 @@ pub(super) fn verify(common: &Common, options: &Verify) -> Result<u8, Complaint>
     let mut policy = profile.policy(&Overrides::default(), &caller)?;
     // The canary's time is not the command's, and its report must be writable.
     policy.limits = crate::policy::Limits::default();
-    let host = Host::probe();
+    let host = Host::probe().tried();
     let plan = Plan::new(&policy, &host)?;
     let mut findings = release_canary(plan.clone(), &task(&policy, &plan, &host))?;
     for (words, should_work) in [(&options.allowed_command, true), (&options.disallowed_command, false)] {

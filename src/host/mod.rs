@@ -1,19 +1,29 @@
 //! Facts about this machine and this caller, found by trying. No decision is made here; `plan` makes them.
 
+mod explain;
 mod files;
 mod program;
+mod survey;
+mod trial;
 
+use std::collections::hash_map::RandomState;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::hash::{BuildHasher, Hasher};
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::unistd::{AccessFlags, access};
 
 use crate::sys;
 
+pub use explain::{Cause, apparmor_profile, why_refused};
 pub use files::{Files, Kind, LocalFiles};
 pub use program::{Elf, Program, parse_program};
+pub use survey::{Cgroups, Survey};
+pub use trial::{Ability, Ground, Trial};
 
 /// What the machine and the caller are.
 pub struct Host {
@@ -33,6 +43,10 @@ pub struct Host {
     pub mount_api: bool,
     /// The terminal on one of the standard descriptors.
     pub terminal: Option<Terminal>,
+    /// What came of trying to make namespaces and mounts. None: that was not tried, and is taken to work.
+    pub trial: Option<Trial>,
+    /// A path that does not exist, in a folder where the caller may make it; looked for when trying.
+    pub scratch: Option<PathBuf>,
     /// The host's files.
     pub files: Box<dyn Files>,
 }
@@ -90,8 +104,16 @@ impl Host {
             landlock: probe_landlock(),
             mount_api: sys::has_mount_api(),
             terminal: probe_terminal(),
+            trial: None,
+            scratch: None,
             files: Box::new(LocalFiles::default()),
         }
+    }
+
+    /// The same machine after trying what the kernel lets the caller make. Not for each run: the sandbox itself tries first.
+    #[must_use]
+    pub fn tried(self) -> Self {
+        Self { trial: Some(Trial::new(self.uid, self.gid)), scratch: probe_scratch(), ..self }
     }
 
     /// A variable of the caller's environment.
@@ -109,6 +131,7 @@ impl fmt::Debug for Host {
             .field("landlock", &self.landlock)
             .field("mount_api", &self.mount_api)
             .field("terminal", &self.terminal)
+            .field("trial", &self.trial)
             .finish_non_exhaustive()
     }
 }
@@ -144,22 +167,18 @@ fn probe_terminal() -> Option<Terminal> {
     Some(Terminal { descriptor, path: name(descriptor), stdout: on_stdout.then(|| name(1)).flatten() })
 }
 
-/// Why a user namespace was refused, as far as this machine's files tell, and what to do.
-pub fn why_no_user_namespace() -> String {
-    let setting = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).ok();
-    if setting("/proc/sys/user/max_user_namespaces").as_deref() == Some("0") {
-        return "user namespaces are turned off: sysctl -w user.max_user_namespaces=15000".to_owned();
-    }
-    if setting("/proc/sys/kernel/unprivileged_userns_clone").as_deref() == Some("0") {
-        return "user namespaces are for root only here: sysctl -w kernel.unprivileged_userns_clone=1".to_owned();
-    }
-    if setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").as_deref() == Some("1") {
-        return "AppArmor allows user namespaces only to programs with a profile: give this binary one with the rule \"userns,\""
-            .to_owned();
-    }
-    if !std::path::Path::new("/proc/self/ns/user").exists() {
-        return "this kernel has no user namespaces, or /proc is not mounted; root can run with \"user_namespace_isolation\": false"
-            .to_owned();
-    }
-    "user namespaces are refused here: in a container, its seccomp profile or an outer sandbox does that; run as root with \"user_namespace_isolation\": false, or allow clone with CLONE_NEWUSER".to_owned()
+/// Where a private folder can be made: nobody else may rename or remove what the caller makes there.
+fn probe_scratch() -> Option<PathBuf> {
+    let chosen = std::env::var_os("TMPDIR").map(PathBuf::from).filter(|path| path.is_absolute());
+    let usual = ["/tmp", "/var/tmp", "/dev/shm", "/run"].map(PathBuf::from);
+    let own = PathBuf::from(format!("/run/user/{}", nix::unistd::geteuid()));
+    let is_safe = |folder: &Path| {
+        let shared = folder.metadata().map(|metadata| metadata.mode() & 0o1022).ok()?;
+        let may = access(folder, AccessFlags::W_OK | AccessFlags::X_OK).is_ok();
+        (may && (shared & 0o022 == 0 || shared & 0o1000 != 0)).then(|| folder.canonicalize().ok()).flatten()
+    };
+    let folder = chosen.into_iter().chain(usual).chain([own]).find_map(|folder| is_safe(&folder))?;
+    // Each of them has keys of its own, from the kernel's random numbers.
+    let name = RandomState::new().build_hasher().finish();
+    Some(folder.join(format!("shannot-{name:016x}")))
 }

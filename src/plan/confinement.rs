@@ -2,15 +2,16 @@
 
 use serde::Serialize;
 
-use super::{Plan, PlanError, Step};
-use crate::host::{Host, Landlock};
+use super::ladder::{Choice, Rung};
+use super::{Plan, PlanError, Step, in_place};
+use crate::host::{Ability, Host, Landlock};
 use crate::policy::{LandlockMode, Limits, Network, Policy, SandboxPath};
 use crate::report::{Enforcement, Layer};
 
 /// First Landlock ABI that handles TCP (Linux 6.7).
-const ABI_NET: i32 = 4;
+pub(super) const ABI_NET: i32 = 4;
 /// First Landlock ABI that handles signals and abstract sockets (Linux 6.12).
-const ABI_SCOPE: i32 = 6;
+pub(super) const ABI_SCOPE: i32 = 6;
 
 /// A Landlock ruleset.
 #[derive(Debug, Clone, Serialize)]
@@ -62,20 +63,29 @@ pub enum Rights {
     WriteFiles,
     /// Read, write and control devices.
     Devices,
+    /// List a folder and those below it.
+    List,
 }
 
-pub(super) fn decide(plan: &mut Plan, policy: &Policy, host: &Host) -> Result<(), PlanError> {
+pub(super) fn decide(plan: &mut Plan, policy: &Policy, host: &Host, choice: &Choice) -> Result<(), PlanError> {
     if policy.bubblewrap.is_some() {
         // Nothing but what was asked for: its clients build sandboxes inside.
         plan.expected = super::bubblewrap::expect(plan, policy);
         return Ok(());
     }
-    plan.landlock = landlock(plan, policy, host);
+    if plan.rung == Rung::Namespaces {
+        plan.landlock = landlock(plan, policy, host);
+    } else {
+        in_place::decide(plan, policy, host, choice)?;
+    }
     // Without Landlock's signal scope kill(0) reaches the caller's whole process group, which the pid
     // namespace does not divide: then the command gets a session of its own.
     let scope = plan.landlock.as_ref().is_some_and(|landlock| landlock.scope);
     plan.new_session |= !scope;
-    expect(plan, policy, host);
+    if plan.rung == Rung::Namespaces {
+        expect(plan, policy, host, choice);
+    }
+    limit_layers(&mut plan.expected, &policy.limits, plan.rung);
     require(plan, policy)
 }
 
@@ -111,15 +121,7 @@ fn landlock(plan: &Plan, policy: &Policy, host: &Host) -> Option<LandlockPlan> {
         let files = executables.commands.iter().chain(&executables.loaders);
         rules.extend(files.map(|file| path_rule(file, false, Rights::Execute)));
     }
-    if let Some(terminal) = &host.terminal
-        && !policy.new_session
-    {
-        rules.push(Rule {
-            object: RuleObject::Descriptor(terminal.descriptor),
-            directory: false,
-            rights: Rights::Devices,
-        });
-    }
+    rules.extend(terminal_rule(host, policy.new_session));
     Some(LandlockPlan {
         abi,
         rules,
@@ -128,15 +130,22 @@ fn landlock(plan: &Plan, policy: &Policy, host: &Host) -> Option<LandlockPlan> {
     })
 }
 
-fn off(why: impl Into<String>) -> Enforcement {
+/// The terminal may be opened again, unless the command gets none.
+pub(super) fn terminal_rule(host: &Host, new_session: bool) -> Option<Rule> {
+    let terminal = host.terminal.as_ref().filter(|_| !new_session)?;
+    let object = RuleObject::Descriptor(terminal.descriptor);
+    Some(Rule { object, directory: false, rights: Rights::Devices })
+}
+
+pub(super) fn off(why: impl Into<String>) -> Enforcement {
     Enforcement::Off { why: why.into() }
 }
 
-fn partial(missing: impl Into<String>) -> Enforcement {
+pub(super) fn partial(missing: impl Into<String>) -> Enforcement {
     Enforcement::Partial { missing: missing.into() }
 }
 
-fn expect(plan: &mut Plan, policy: &Policy, host: &Host) {
+fn expect(plan: &mut Plan, policy: &Policy, host: &Host, choice: &Choice) {
     let mut expected = std::mem::take(&mut plan.expected);
     let always = [
         Layer::MountNamespace,
@@ -190,15 +199,37 @@ fn expect(plan: &mut Plan, policy: &Policy, host: &Host) {
         };
         expected.insert(Layer::Allowlist, allowlist);
     }
-    limit_layers(&mut expected, &policy.limits);
+    refused_layers(&mut expected, choice);
     plan.expected = expected;
 }
 
 fn userns_limit(plan: &Plan) -> Enforcement {
-    match (plan.namespaces.user, plan.has_filter()) {
+    match (plan.namespaces.userns_limit, plan.has_filter()) {
         (true, _) => Enforcement::by("user.max_user_namespaces"),
         (false, true) => Enforcement::by("seccomp"),
-        (false, false) => off("without a user namespace the limit is the host's, and the policy asks for no filter"),
+        (false, false) => off("the limit is the host's, and the policy asks for no filter"),
+    }
+}
+
+/// What this host refuses of the furniture.
+fn refused_layers(expected: &mut crate::report::Effective, choice: &Choice) {
+    for (ability, layer) in [
+        (Ability::UserNamespace, Layer::UserNamespace),
+        (Ability::UtsNamespace, Layer::UtsNamespace),
+        (Ability::CgroupNamespace, Layer::CgroupNamespace),
+    ] {
+        if let Some(why) = choice.why_not(ability) {
+            expected.insert(layer, off(why));
+        }
+    }
+    if let Some(why) = choice.why_not(Ability::Procfs) {
+        let state = match expected.get(&Layer::Procfs) {
+            Some(Enforcement::Partial { .. }) => {
+                partial(format!("a fresh one, so the host's is read-only and lists its processes: {why}"))
+            }
+            _ => off(format!("an empty folder: {why}")),
+        };
+        expected.insert(Layer::Procfs, state);
     }
 }
 
@@ -234,7 +265,7 @@ fn landlock_layers(expected: &mut crate::report::Effective, plan: &Plan, policy:
     expected.insert(Layer::LandlockScope, scope);
 }
 
-fn limit_layers(expected: &mut crate::report::Effective, limits: &Limits) {
+fn limit_layers(expected: &mut crate::report::Effective, limits: &Limits, rung: Rung) {
     let mut limit = |wanted: bool, layer, state| {
         if wanted {
             expected.insert(layer, state);
@@ -249,12 +280,19 @@ fn limit_layers(expected: &mut crate::report::Effective, limits: &Limits) {
     limit(
         limits.pids.is_some(),
         Layer::LimitPids,
-        partial("a count per sandbox: RLIMIT_NPROC counts per user in the user namespace"),
+        partial(match rung {
+            Rung::Namespaces => "a count per sandbox: RLIMIT_NPROC counts per user in the user namespace",
+            Rung::Landlock => "a count per sandbox: RLIMIT_NPROC counts all processes of the user",
+        }),
     );
     limit(limits.cpus.is_some(), Layer::LimitCpus, Enforcement::by("CPU affinity"));
     limit(limits.file_size.is_some(), Layer::LimitFileSize, Enforcement::by("RLIMIT_FSIZE"));
     limit(limits.open_files.is_some(), Layer::LimitOpenFiles, Enforcement::by("RLIMIT_NOFILE"));
-    limit(limits.tmpfs_size.is_some(), Layer::LimitTmpfsSize, Enforcement::by("tmpfs"));
+    let tmpfs = match rung {
+        Rung::Namespaces => Enforcement::by("tmpfs"),
+        Rung::Landlock => off("a private folder stands in for the tmpfs, and has no limit of its own"),
+    };
+    limit(limits.tmpfs_size.is_some(), Layer::LimitTmpfsSize, tmpfs);
 }
 
 fn require(plan: &Plan, policy: &Policy) -> Result<(), PlanError> {

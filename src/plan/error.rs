@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 
+use crate::host::Cause;
 use crate::policy::SandboxPath;
 use crate::report::Layer;
 use crate::seccomp::{Action, InvalidProgram};
@@ -47,6 +48,30 @@ pub enum PlanError {
     /// Without a user namespace the caller must be root.
     #[error("cannot make namespaces without a user namespace: this needs root")]
     NeedsPrivilege,
+    /// Namespaces are asked for, and this host refuses them.
+    #[error("cannot isolate by namespaces: {}", .cause.cause)]
+    NoNamespaces {
+        /// Why.
+        cause: Cause,
+    },
+    /// Neither namespaces nor Landlock.
+    #[error("cannot isolate anything here: {}; and {}", .namespaces.cause, .landlock.cause)]
+    NoIsolation {
+        /// Why no namespaces.
+        namespaces: Cause,
+        /// Why no Landlock.
+        landlock: Cause,
+    },
+    /// A promise that needs a root of its own.
+    #[error("cannot {promise} without a mount namespace{}", .cause.as_ref().map(|cause| format!(": {}", cause.cause)).unwrap_or_default())]
+    NotInPlace {
+        /// What the policy asks for.
+        promise: String,
+        /// Whose promise it is.
+        layer: Layer,
+        /// Why there is none.
+        cause: Option<Cause>,
+    },
     /// A filter that would let nothing start.
     #[error("cannot start anything under the seccomp filter {origin}: it answers execve with {verdict}")]
     FilterRefusesLaunch {
@@ -111,6 +136,16 @@ impl PlanError {
             }
             PlanError::NeedsPrivilege => {
                 Some("run as root, or leave out \"user_namespace_isolation\": false".to_owned())
+            }
+            PlanError::NoNamespaces { cause } => cause.cure.clone(),
+            PlanError::NoIsolation { namespaces, landlock } => {
+                let cures: Vec<&str> = [namespaces, landlock].into_iter().filter_map(|cause| cause.cure.as_deref()).collect();
+                (!cures.is_empty()).then(|| cures.join("\nor: "))
+            }
+            PlanError::NotInPlace { layer, cause, .. } => {
+                let give_up = format!("do without it: --allow-degraded {layer}");
+                let cure = cause.as_ref().and_then(|cause| cause.cure.clone());
+                Some(cure.map_or_else(|| give_up.clone(), |cure| format!("{cure}\nor {give_up}")))
             }
             PlanError::FilterRefusesLaunch { .. } => {
                 Some("allow execve in its policy; or \"exec_once\": true (--exec-once) lets the command itself start and nothing after it".to_owned())

@@ -5,11 +5,14 @@ mod bubblewrap;
 mod confinement;
 mod error;
 mod executables;
+mod filters;
+mod in_place;
+mod ladder;
 mod render;
 mod root;
 mod view;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -17,16 +20,20 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
+use self::confinement::terminal_rule;
+use self::ladder::Choice;
 use crate::host::Host;
 use crate::policy::{self, Limits, Network, Policy, SandboxPath, Workdir};
 use crate::report::Effective;
-use crate::seccomp::{self, Filter, Flag, Program};
+use crate::seccomp::Filter;
 use crate::sys;
 
 pub use bubblewrap::{BubblewrapPlan, CapabilityPlan};
 pub use confinement::{LandlockPlan, Rights, Rule, RuleObject};
 pub use error::PlanError;
 pub use executables::Executables;
+pub use in_place::{InPlace, Scratch};
+pub use ladder::Rung;
 pub use root::{Attributes, ProcCover, RootRules, Skipped, Step};
 
 /// Everything that will be done, in the order in which it will be done.
@@ -36,6 +43,8 @@ pub struct Plan {
     pub name: String,
     /// What runs in the end.
     pub command: CommandPlan,
+    /// How it is kept from the host.
+    pub rung: Rung,
     /// The namespaces, made by one clone.
     pub namespaces: Namespaces,
     /// The caller's ids, the only ones that are mapped.
@@ -55,16 +64,22 @@ pub struct Plan {
     /// The allowlist, where the kernel holds it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub executables: Option<Executables>,
+    /// What there is in place of namespaces, on the rung without them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_place: Option<InPlace>,
     /// The Landlock ruleset.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub landlock: Option<LandlockPlan>,
     /// seccomp filters in order of installation.
-    #[serde(serialize_with = "filter_list")]
+    #[serde(serialize_with = "filters::list")]
     pub filters: Vec<Filter>,
     /// From this filter on they are installed by prctl(2): one before refuses seccomp(2).
     pub prctl_from: usize,
-    /// The first filter asks the supervisor about each execve, which lets the first one through.
+    /// Nothing can be executed after the command.
     pub exec_once: bool,
+    /// The first filter asks the supervisor about each execve: for `exec_once`, or to refuse loaders.
+    #[serde(skip)]
+    pub gate: bool,
     /// Limits that setrlimit(2) sets.
     pub rlimits: Vec<Rlimit>,
     /// How many CPUs may be used at once.
@@ -121,6 +136,8 @@ pub struct Namespaces {
     pub uts: bool,
     /// A cgroup namespace.
     pub cgroup: bool,
+    /// The number of user namespaces in the new one is limited to those of the plan.
+    pub userns_limit: bool,
 }
 
 /// A user id and a group id.
@@ -179,7 +196,8 @@ impl Plan {
     /// # Errors
     /// [`PlanError`] when the policy contradicts itself or this host can't hold it.
     pub fn new(policy: &Policy, host: &Host) -> Result<Self, PlanError> {
-        let root = root::build(policy, host)?;
+        let choice = ladder::choose(policy, host)?;
+        let root = root::build(policy, host, choice.fresh_procfs || choice.rung == Rung::Landlock)?;
         let environment = environment(policy, host);
         let candidates = candidates(policy, &environment)?;
         let executables = executables::build(policy, host, &root.steps, &environment)?;
@@ -188,8 +206,9 @@ impl Plan {
             .iter()
             .any(|step| matches!(step, Step::Bind { target, .. } | Step::Tmpfs { target, .. } if target.is_root()));
         let bubblewrap = policy.bubblewrap.as_ref().map(|asked| BubblewrapPlan::new(policy, asked, host));
-        let (namespaces, ids_inside) = namespaces(policy, host, root.has_devpts);
-        let filters = filters(policy, executables.is_some())?;
+        let (namespaces, ids_inside) = namespaces(policy, host, &choice, root.has_devpts);
+        let gate = policy.exec_once || choice.rung == Rung::Landlock && executables.is_some();
+        let filters = filters::build(policy, host, choice.rung, executables.is_some(), gate)?;
         let mut plan = Self {
             name: policy.name.clone(),
             command: CommandPlan {
@@ -198,17 +217,20 @@ impl Plan {
                 workdir: workdir(policy, host, &environment),
                 environment,
             },
+            rung: choice.rung,
             namespaces,
             ids: Ids { uid: host.uid, gid: host.gid },
             ids_inside,
-            hostname: policy.hostname.clone(),
+            hostname: policy.hostname.clone().filter(|_| choice.namespaces.uts),
             steps: root.steps,
             skipped: root.skipped,
             root: root_rules(policy, root_is_chosen),
-            prctl_from: prctl_from(&filters)?,
+            prctl_from: filters::prctl_from(&filters)?,
             filters,
             exec_once: policy.exec_once,
+            gate,
             executables,
+            in_place: None,
             landlock: None,
             rlimits: rlimits(policy),
             cpus: policy.limits.cpus,
@@ -224,11 +246,12 @@ impl Plan {
         };
         let has_user =
             plan.namespaces.user || plan.bubblewrap.as_ref().is_some_and(|asked| asked.handed.userns.is_some());
-        if !has_user && host.uid != 0 {
+        let wants_none = policy.bubblewrap.is_some() || !policy.namespaces.user;
+        if wants_none && !has_user && host.uid != 0 && plan.rung == Rung::Namespaces {
             return Err(PlanError::NeedsPrivilege);
         }
         plan.mark_noexec();
-        confinement::decide(&mut plan, policy, host)?;
+        confinement::decide(&mut plan, policy, host, &choice)?;
         Ok(plan)
     }
 
@@ -237,9 +260,14 @@ impl Plan {
         self.executables.is_some()
     }
 
-    /// Whether a filter of the policy is in force; the gate of `exec_once` looks at nothing but execve.
+    /// Whether a filter of the policy is in force; the gate looks at nothing but execve.
     pub fn has_filter(&self) -> bool {
-        self.filters.len() > usize::from(self.exec_once)
+        self.filters.len() > usize::from(self.gate)
+    }
+
+    /// Whether another plan would go about it in the same way, so that it would fail at the same step.
+    pub fn goes_the_way_of(&self, other: &Plan) -> bool {
+        self.rung == other.rung && self.namespaces == other.namespaces && self.steps == other.steps
     }
 
     /// Under a kernel-held allowlist nothing is executable but the allowed files, which are bound over themselves.
@@ -255,8 +283,11 @@ impl Plan {
 }
 
 /// The namespaces, and the ids inside where they differ from the caller's.
-fn namespaces(policy: &Policy, host: &Host, has_devpts: bool) -> (Namespaces, Option<Ids>) {
-    let policy::Namespaces { user, pid, ipc, uts, cgroup } = policy.namespaces;
+fn namespaces(policy: &Policy, host: &Host, choice: &Choice, has_devpts: bool) -> (Namespaces, Option<Ids>) {
+    if choice.rung == Rung::Landlock {
+        return (Namespaces::NONE, None);
+    }
+    let policy::Namespaces { user, pid, ipc, uts, cgroup } = choice.namespaces;
     let asked = policy.bubblewrap.as_deref();
     let caller = Ids { uid: host.uid, gid: host.gid };
     let inside = Ids {
@@ -267,7 +298,9 @@ fn namespaces(policy: &Policy, host: &Host, has_devpts: bool) -> (Namespaces, Op
     let ours = user && asked.is_none_or(|asked| asked.handed.userns_block.is_none());
     let wants_second = (has_devpts && inside.uid != 0) || asked.is_some_and(|asked| asked.disable_userns);
     let network = policy.network != Network::Host;
-    let namespaces = Namespaces { user, nested_user: ours && wants_second, network, pid, ipc, uts, cgroup };
+    let userns_limit = user && choice.userns_limit;
+    let namespaces =
+        Namespaces { user, nested_user: ours && wants_second, network, pid, ipc, uts, cgroup, userns_limit };
     (namespaces, (inside != caller).then_some(inside))
 }
 
@@ -371,72 +404,6 @@ fn workdir(policy: &Policy, host: &Host, environment: &[(OsString, OsString)]) -
     }
 }
 
-/// The policy's filters. None of them may refuse the execve that starts the command: it runs under all of them. With
-/// `exec_once` the first is the gate, and those that would refuse it leave it to the gate.
-fn filters(policy: &Policy, has_allowlist: bool) -> Result<Vec<Filter>, PlanError> {
-    let mut filters = Vec::new();
-    if policy.exec_once {
-        let origin = "exec-once".to_owned();
-        let program = Program::launch_gate();
-        let program = program.map_err(|cause| PlanError::FilterTooLong { origin: origin.clone(), cause })?;
-        // How it waits for its listener is all that the policies' flags can say about it.
-        let wanted = |flag: &Flag| *flag == Flag::WaitKillableRecv;
-        let flags = policy.filters.iter().flat_map(|filter| filter.flags.iter().copied()).filter(wanted).collect();
-        filters.push(Filter { flags, ..Filter::raw(origin, program) });
-    }
-    let mut allowlist = None;
-    if has_allowlist && !policy.filters.is_empty() {
-        allowlist = Some(Filter::raw("allowlist", seccomp::no_memory_files()));
-    }
-    for filter in &policy.filters {
-        // A preset has a variant that is both.
-        match seccomp::without_memory_files(&filter.program).filter(|_| allowlist.is_some()) {
-            Some(program) => {
-                allowlist = None;
-                filters.push(Filter { program, ..filter.clone() });
-            }
-            None => filters.push(filter.clone()),
-        }
-    }
-    filters.extend(allowlist);
-    for Filter { origin, program, .. } in filters.iter_mut().skip(usize::from(policy.exec_once)) {
-        // Under bubblewrap's contract such a call fails (ENOSYS), as without a listener anywhere.
-        if let Some(instruction) = program.notifies().filter(|_| policy.bubblewrap.is_none()) {
-            return Err(PlanError::FilterNotifies { origin: origin.clone(), instruction });
-        }
-        match program.refuses_launch() {
-            Some(_) if policy.exec_once => {
-                let behind = program.behind_gate();
-                *program = behind.map_err(|cause| PlanError::FilterTooLong { origin: origin.clone(), cause })?;
-            }
-            Some(verdict) => return Err(PlanError::FilterRefusesLaunch { origin: origin.clone(), verdict }),
-            None => {}
-        }
-    }
-    // The kernel asks all of them and takes the strictest answer, of equals the last one's; so those that would refuse the
-    // installation of others come last. Under bubblewrap's contract the order is the caller's.
-    if policy.bubblewrap.is_none() {
-        filters.sort_by_key(|filter| (!filter.program.lets_seccomp(), !filter.program.lets_prctl()));
-    }
-    Ok(filters)
-}
-
-/// The first filter that seccomp(2) can't install any more. Then prctl(2) must be able to.
-fn prctl_from(filters: &[Filter]) -> Result<usize, PlanError> {
-    let from = filters.iter().position(|filter| !filter.program.lets_seccomp()).map_or(filters.len(), |at| at + 1);
-    for (index, filter) in filters.iter().enumerate().skip(from) {
-        let before = filters.iter().take(index).find(|before| !before.program.lets_prctl());
-        // How a filter is to be installed can't be said by prctl. TSYNC says nothing here.
-        let has_flags = filter.flags.iter().any(|flag| *flag != Flag::Tsync);
-        let flags = || filters.iter().take(from).next_back().filter(|_| has_flags);
-        if let Some(before) = before.or_else(flags) {
-            let (origin, before) = (filter.origin.clone(), before.origin.clone());
-            return Err(PlanError::FiltersExclude { origin, before });
-        }
-    }
-    Ok(from)
-}
-
 fn rlimits(policy: &Policy) -> Vec<Rlimit> {
     let limits = &policy.limits;
     let limit = |resource, value: Option<u64>| value.map(|value| Rlimit { resource, value });
@@ -468,21 +435,6 @@ fn lossy_pairs<S: Serializer>(pairs: &[(OsString, OsString)], serializer: S) -> 
 
 fn lossy_path<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())
-}
-
-fn filter_list<S: Serializer>(filters: &[Filter], serializer: S) -> Result<S::Ok, S::Error> {
-    #[derive(Serialize)]
-    struct Shown<'a> {
-        origin: &'a str,
-        instructions: usize,
-        #[serde(skip_serializing_if = "BTreeSet::is_empty")]
-        flags: &'a BTreeSet<Flag>,
-    }
-    serializer.collect_seq(filters.iter().map(|Filter { origin, program, flags, .. }| Shown {
-        origin,
-        instructions: program.instructions().len(),
-        flags,
-    }))
 }
 
 /// A path below the sandbox's root; for joins of plain names.

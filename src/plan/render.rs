@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Attributes, CapabilityPlan, Plan, ProcCover, Rights, RuleObject, Skipped, Step};
+use super::{Attributes, CapabilityPlan, InPlace, Plan, ProcCover, Rights, RuleObject, Skipped, Step};
 use crate::policy::{OverlayTop, Placement};
 
 impl fmt::Display for Plan {
@@ -12,16 +12,9 @@ impl fmt::Display for Plan {
         writeln!(f, "command    {}", words.join(" "))?;
         let ids = self.ids_inside();
         writeln!(f, "ids        uid {}, gid {}", ids.uid, ids.gid)?;
-        writeln!(f, "namespaces mount{}", self.more_namespaces())?;
-        if let Some(hostname) = &self.hostname {
-            writeln!(f, "hostname   {hostname}")?;
-        }
-        writeln!(f, "\nnew root:")?;
-        for step in &self.steps {
-            writeln!(f, "  {step}")?;
-        }
-        if self.root.seal {
-            writeln!(f, "  make the root itself read-only")?;
+        match &self.in_place {
+            None => self.fmt_new_root(f)?,
+            Some(in_place) => fmt_in_place(f, in_place)?,
         }
         for skipped in &self.skipped {
             writeln!(f, "  skip {skipped}")?;
@@ -46,7 +39,37 @@ impl fmt::Display for Plan {
     }
 }
 
+fn fmt_in_place(f: &mut fmt::Formatter<'_>, in_place: &InPlace) -> fmt::Result {
+    writeln!(f, "rung       landlock: {}", in_place.because)?;
+    writeln!(f, "\nin the host's own root:")?;
+    if let Some(scratch) = &in_place.scratch {
+        writeln!(f, "  make the private folder {}, and remove it afterwards", scratch.path.display())?;
+    }
+    for lost in &in_place.lost {
+        writeln!(f, "  without {lost}")?;
+    }
+    for loader in &in_place.loaders {
+        writeln!(f, "  refuse to execute {} by name", loader.display())?;
+    }
+    Ok(())
+}
+
 impl Plan {
+    fn fmt_new_root(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "namespaces mount{}", self.more_namespaces())?;
+        if let Some(hostname) = &self.hostname {
+            writeln!(f, "hostname   {hostname}")?;
+        }
+        writeln!(f, "\nnew root:")?;
+        for step in &self.steps {
+            writeln!(f, "  {step}")?;
+        }
+        if self.root.seal {
+            writeln!(f, "  make the root itself read-only")?;
+        }
+        Ok(())
+    }
+
     fn more_namespaces(&self) -> String {
         let names = [
             (self.namespaces.pid, ", pid"),
@@ -108,6 +131,7 @@ fn rights(rights: Rights) -> &'static str {
         Rights::Write => "write",
         Rights::WriteFiles => "write files",
         Rights::Devices => "devices",
+        Rights::List => "list",
     }
 }
 

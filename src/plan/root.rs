@@ -234,7 +234,7 @@ pub(super) struct Root {
     pub(super) has_devpts: bool,
 }
 
-pub(super) fn build(policy: &Policy, host: &Host) -> Result<Root, PlanError> {
+pub(super) fn build(policy: &Policy, host: &Host, fresh_procfs: bool) -> Result<Root, PlanError> {
     let mut root = Root { steps: Vec::new(), skipped: Vec::new(), has_devpts: false };
     for (index, op) in policy.fs.iter().enumerate() {
         match op {
@@ -264,7 +264,7 @@ pub(super) fn build(policy: &Policy, host: &Host) -> Result<Root, PlanError> {
             FsOp::Tmpfs { target, mode, size, .. } => {
                 root.steps.push(Step::Tmpfs { target: target.clone(), mode: *mode, size: *size });
             }
-            FsOp::Proc { target } => root.steps.push(proc(policy, host, target)),
+            FsOp::Proc { target } => root.steps.push(proc(policy, host, target, fresh_procfs)),
             FsOp::Dev { target } => {
                 let open = policy.bubblewrap.is_some();
                 root.steps.push(Step::Dev { target: target.clone(), open, console: console(policy, host) });
@@ -283,9 +283,20 @@ pub(super) fn build(policy: &Policy, host: &Host) -> Result<Root, PlanError> {
     Ok(root)
 }
 
-fn proc(policy: &Policy, host: &Host, target: &SandboxPath) -> Step {
+fn proc(policy: &Policy, host: &Host, target: &SandboxPath, fresh: bool) -> Step {
     let target = target.clone();
-    let Some(bubblewrap) = &policy.bubblewrap else { return Step::Proc { target, cover: ProcCover::Masked } };
+    let Some(bubblewrap) = &policy.bubblewrap else {
+        let masked = ProcCover::Masked;
+        return if fresh {
+            Step::Proc { target, cover: masked }
+        } else if has_landlock(policy, host) {
+            // The host's shows its processes, and Landlock keeps the sandbox from looking through them.
+            let attributes = Attributes::of(Access::ReadOnly);
+            Step::Bind { source: "/proc".into(), target, directory: true, attributes, cover: Some(masked) }
+        } else {
+            Step::Dir { target, mode: 0o555 }
+        };
+    };
     // Root's kuid owns the files of /proc/sys, in a user namespace too, whatever its capabilities. Others have no power over
     // them but in a network namespace of their own, and there it is theirs.
     let cover = if host.uid == 0 { ProcCover::ReadOnly } else { ProcCover::Nothing };
@@ -295,6 +306,10 @@ fn proc(policy: &Policy, host: &Host, target: &SandboxPath) -> Step {
     // Without a pid namespace of its own it sees the host's processes anyway.
     let attributes = Attributes::of(Access::ReadWrite);
     Step::Bind { source: "/proc".into(), target, directory: true, attributes, cover: Some(cover) }
+}
+
+fn has_landlock(policy: &Policy, host: &Host) -> bool {
+    host.landlock.abi() != 0 && policy.landlock != LandlockMode::Off
 }
 
 /// The terminal that /dev/console shows.
@@ -366,7 +381,7 @@ fn bind(root: &mut Root, policy: &Policy, host: &Host, bind: &Bind<'_>) -> Resul
     // Links and `..` may lead anywhere. What they lead to decides, and is what is bound.
     let real = host.files.canonical(source).unwrap_or_else(|_| source.to_path_buf());
     let from_proc = real.starts_with("/proc");
-    if from_proc && (host.landlock.abi() == 0 || policy.landlock == LandlockMode::Off) {
+    if from_proc && !has_landlock(policy, host) {
         return Err(PlanError::HostProc(source.to_path_buf()));
     }
     let is_root = real.as_os_str() == "/";

@@ -46,6 +46,8 @@ pub struct Policy {
     pub network: Network,
     /// How much Landlock matters.
     pub landlock: LandlockMode,
+    /// How to isolate.
+    pub backend: Backend,
     /// seccomp filters, installed in this order. The kernel runs all of them; the strictest verdict wins.
     pub filters: Vec<Filter>,
     /// The command is executed, also under a filter that refuses it, and nothing can be executed after it.
@@ -79,6 +81,7 @@ impl Policy {
             namespaces: Namespaces { user: true, pid: true, ipc: true, uts: true, cgroup: true },
             network: Network::None,
             landlock: LandlockMode::BestEffort,
+            backend: Backend::Auto,
             filters: Vec::new(),
             exec_once: false,
             limits: Limits::default(),
@@ -329,4 +332,15 @@ pub enum LandlockMode {
     BestEffort,
     /// Not used.
     Off,
+}
+
+/// How to isolate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// The strongest way that this host has and that holds what the policy promises.
+    Auto,
+    /// Namespaces, or not at all.
+    Namespaces,
+    /// Landlock and filters in the host's own tree, or not at all.
+    Landlock,
 }

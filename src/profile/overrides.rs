@@ -9,7 +9,7 @@ use super::document::{LimitsEntry, NetworkKey};
 use super::error::ProfileError;
 use super::lower::{self, Lowered};
 use super::{Caller, filters};
-use crate::policy::{Access, FsOp, Policy, SandboxPath, Workdir};
+use crate::policy::{Access, Backend, FsOp, Policy, SandboxPath, Workdir};
 
 /// Options of `shannot run`, as typed.
 #[derive(Debug, Clone, Default)]
@@ -40,6 +40,8 @@ pub struct Overrides {
     pub net: Option<NetworkKey>,
     /// `--timeout` and the other limits.
     pub limits: LimitsEntry,
+    /// `--backend`.
+    pub backend: Option<Backend>,
     /// `--require F`.
     pub require: Vec<String>,
     /// `--allow-degraded F`.
@@ -128,6 +130,7 @@ impl Overrides {
         if let Some(network) = self.net {
             policy.network = network.into();
         }
+        policy.backend = self.backend.unwrap_or(policy.backend);
         policy.exec_once |= self.exec_once;
         if !self.seccomp.is_empty() {
             let resolve = |word: &str| absolute(OsStr::new(word), caller);

@@ -19,6 +19,7 @@ use super::descriptors::close_all_but;
 use super::failure::{At, Fault, Stage};
 use super::message::Message;
 use super::prepare::Prepared;
+use super::resolve::open_real;
 use crate::plan::{CapabilityPlan, LandlockPlan, Rights, RuleObject};
 use crate::sys;
 
@@ -30,14 +31,31 @@ pub(super) struct Settled(());
 #[derive(Debug)]
 pub(super) struct Confined(());
 
-/// Empties all five capability sets, sets no_new_privs, and reads the state back.
-pub(super) fn drop_privileges() -> Result<Settled, Fault> {
+/// Proof that a signal from here reaches no process outside this one's Landlock domain.
+#[derive(Debug)]
+pub(super) struct Scoped(());
+
+/// Whether the bounding set must be emptied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bounding {
+    Emptied,
+    /// Without CAP_SETPCAP it stays: no_new_privs keeps it from being drawn on (execve(2)).
+    MayStay,
+}
+
+/// Empties the capability sets, sets no_new_privs, and reads the state back.
+pub(super) fn drop_privileges(bounding: Bounding) -> Result<Settled, Fault> {
     let held = |_| Errno::EPERM;
     // Bounding first: dropping from it needs CAP_SETPCAP. By number until the kernel knows no more, since a newer
     // kernel has more capabilities than any list.
     let mut count = 0;
-    while sys::drop_bounding(count).at_index(Stage::Capabilities, count.into())? {
-        count += 1;
+    loop {
+        match sys::drop_bounding(count) {
+            Ok(true) => count += 1,
+            Ok(false) => break,
+            Err(Errno::EPERM) if count == 0 && bounding == Bounding::MayStay => break,
+            Err(errno) => return Err(errno).at_index(Stage::Capabilities, count.into()),
+        }
     }
     caps::clear(None, caps::CapSet::Ambient).map_err(held).at(Stage::Capabilities)?;
     // Effective before permitted, as capset(2) wants the one to be a subset of the other.
@@ -126,8 +144,22 @@ fn verify(count: u8) -> Result<(), Fault> {
     }
 }
 
+/// Enters a Landlock domain in which only signals are confined: the command's own lies below it.
+pub(super) fn confine_signals(_: &Settled) -> Result<Scoped, Fault> {
+    let enter = || {
+        let ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement).scope(Scope::Signal)?;
+        ruleset.create()?.restrict_self()
+    };
+    let status = enter().map_err(|error| errno_of(&error)).at(Stage::LandlockRestrict)?;
+    if status.ruleset == RulesetStatus::FullyEnforced {
+        Ok(Scoped(()))
+    } else {
+        Err(Errno::ENOTSUP).at(Stage::LandlockRestrict)
+    }
+}
+
 /// Builds the Landlock ruleset. After pivot_root: a domain forbids mounts, and paths must be those inside.
-pub(super) fn ruleset(plan: &LandlockPlan) -> Result<RulesetCreated, Fault> {
+pub(super) fn ruleset(plan: &LandlockPlan, in_place: bool) -> Result<RulesetCreated, Fault> {
     let abi = known_abi(plan.abi);
     let create = || {
         // Everything that the plan relies on must be handled: a kernel that can't is an error, not a smaller set.
@@ -148,6 +180,12 @@ pub(super) fn ruleset(plan: &LandlockPlan) -> Result<RulesetCreated, Fault> {
             rights &= AccessFs::from_file(abi);
         }
         let added = match &rule.object {
+            RuleObject::Path(path) if in_place => match open_real(path.as_path()) {
+                Ok(fd) => add_rule(ruleset, &fd, rights),
+                // Gone since the plan was made: there is nothing to allow.
+                Err(Errno::ENOENT) => continue,
+                Err(errno) => Err(errno),
+            },
             RuleObject::Path(path) => PathFd::new(path.as_path())
                 .map_err(|error| errno_of(&error))
                 .and_then(|fd| add_rule(ruleset, &fd, rights)),
@@ -192,6 +230,7 @@ fn rights(rights: Rights, abi: ABI) -> BitFlags<AccessFs> {
             (AccessFs::from_write(abi) | read) & !(AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev)
         }
         Rights::WriteFiles => AccessFs::ReadFile | AccessFs::WriteFile,
+        Rights::List => AccessFs::ReadDir.into(),
         Rights::Devices => read | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::IoctlDev,
     };
     wanted & all_rights(abi)
@@ -224,7 +263,7 @@ pub(super) fn confine(
     }
     // All of ours are close-on-exec; this is for one that some day is not. Before the filters, which may refuse it.
     let image = prepared.image.map(|image| image.0.as_raw_fd());
-    let channel = prepared.plan.exec_once.then_some(channel);
+    let channel = prepared.plan.gate.then_some(channel);
     let kept: Vec<_> = image.into_iter().chain(channel.map(AsRawFd::as_raw_fd)).collect();
     close_all_but(3, &kept).at(Stage::Descriptors)?;
     install_filters(prepared, channel)?;

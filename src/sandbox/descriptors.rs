@@ -1,9 +1,10 @@
 //! Descriptors of the caller: none of them is the sandbox's business.
 
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::socket::{SockType, SockaddrStorage, getpeername, getsockopt, sockopt};
 use nix::sys::stat::{SFlag, fstat};
 
 use super::failure::{At, Fault, Stage};
@@ -22,6 +23,25 @@ pub(super) fn check_standard(stdio: &Stdio) -> Result<(), Fault> {
                 result => result.map(drop),
             }
             .at_index(Stage::StandardDescriptor, number)?;
+        }
+    }
+    Ok(())
+}
+
+/// EPROTOTYPE with the number of the first standard descriptor that is a socket without a peer: it could send to any address,
+/// and no network namespace makes that nobody's.
+pub(super) fn check_sockets(stdio: &Stdio) -> Result<(), Fault> {
+    for (number, replacement) in [&stdio.stdin, &stdio.stdout, &stdio.stderr].into_iter().enumerate() {
+        let fd = sys::borrow_number(RawFd::try_from(number).unwrap_or(-1));
+        if replacement.is_some()
+            || fstat(fd).map(|stat| kind(&stat)).at_index(Stage::StandardDescriptor, number)? != SFlag::S_IFSOCK
+        {
+            continue;
+        }
+        let kind = getsockopt(&fd, sockopt::SockType).at_index(Stage::StandardDescriptor, number)?;
+        let has_peer = getpeername::<SockaddrStorage>(fd.as_raw_fd()).is_ok();
+        if !matches!(kind, SockType::Stream | SockType::SeqPacket) || !has_peer {
+            return Err(Errno::EPROTOTYPE).at_index(Stage::StandardDescriptor, number);
         }
     }
     Ok(())

@@ -6,6 +6,7 @@ use std::fmt;
 use nix::errno::Errno;
 use serde::Serialize;
 
+use crate::host::{Ability, Cause, why_refused};
 use crate::plan::{Plan, RuleObject, Step};
 
 macro_rules! stages {
@@ -93,6 +94,10 @@ stages! {
     Word,
     /// Telling others about the sandbox.
     Info,
+    /// Taking over orphans of the command, and finding them.
+    Subreaper,
+    /// The private folder.
+    Scratch,
     /// The session keyring.
     Keyring,
     /// A new session.
@@ -218,6 +223,23 @@ impl Failure {
         Self { index, text, object, ..Self::at(fault.stage, fault.errno) }
     }
 
+    /// Whether the host may have refused what the plan took to work, so that trying everything can tell another way.
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self.stage,
+            Stage::Clone
+                | Stage::IdMaps
+                | Stage::UsernsLimit
+                | Stage::Propagation
+                | Stage::BaseTmpfs
+                | Stage::Mount
+                | Stage::Pivot
+                | Stage::NestedUserns
+                | Stage::Loopback
+                | Stage::Hostname
+        )
+    }
+
     /// The exit code: 127 for a command that is not there, 126 for one that can't be executed, else 125.
     pub fn exit_code(&self) -> u8 {
         match (self.stage, self.errno) {
@@ -230,13 +252,18 @@ impl Failure {
     /// A known cure.
     pub fn hint(&self) -> Option<String> {
         let text = match (self.stage, self.errno) {
-            (Stage::Clone, Errno::EPERM | Errno::ENOSPC | Errno::EACCES)
+            (Stage::Clone, Errno::EPERM | Errno::ENOSPC | Errno::EACCES | Errno::EUSERS)
             | (Stage::IdMaps, Errno::EPERM | Errno::EACCES) => {
-                return Some(crate::host::why_no_user_namespace());
+                let Cause { cause, cure } = why_refused(Ability::UserNamespace, self.errno);
+                return Some(cure.map_or_else(|| cause.clone(), |cure| format!("{cause}\n{cure}")));
             }
             (Stage::Clone, Errno::EINVAL) => {
                 "this kernel lacks one of the namespaces (CONFIG_USER_NS, CONFIG_NET_NS, …)"
             }
+            (Stage::StandardDescriptor, Errno::EPROTOTYPE) => {
+                "through a socket without a peer the command could send to any address: redirect from or to a file, a pipe or /dev/null"
+            }
+            (Stage::Subreaper, Errno::ENOENT) => "without /proc its processes can't be found: mount -t proc proc /proc",
             (Stage::Clone, Errno::EAGAIN | Errno::ENOMEM) => {
                 "too many processes or too little memory: see `ulimit -u` and the pids limit of the cgroup"
             }
@@ -292,6 +319,7 @@ fn describe(fault: Fault, plan: &Plan) -> (&'static str, Option<String>) {
     let word = || plan.command.argv.first().map(|word| word.to_string_lossy().into_owned());
     match fault.stage {
         Stage::Supervise => ("prepare the supervisor", None),
+        Stage::Clone if plan.in_place.is_some() => ("make the process of init", None),
         Stage::Clone => ("create the namespaces", None),
         Stage::DieWithParent => ("tie init's life to the supervisor", None),
         Stage::Listener => ("hand the listener of the launch gate to the supervisor", None),
@@ -328,6 +356,11 @@ fn describe(fault: Fault, plan: &Plan) -> (&'static str, Option<String>) {
         Stage::Loopback => ("bring up the loopback interface", None),
         Stage::Hostname => ("set the host name", plan.hostname.clone()),
         Stage::NestedUserns => ("create the second user namespace", None),
+        Stage::Subreaper => ("take over the processes that the command leaves behind", None),
+        Stage::Scratch => (
+            "make the private folder",
+            plan.in_place.as_ref().and_then(|in_place| Some(in_place.scratch.as_ref()?.path.display().to_string())),
+        ),
         Stage::Keyring => ("join a new session keyring", None),
         Stage::Session => ("start a new session", None),
         Stage::Rlimit => ("set the limit", plan.rlimits.get(index).map(|limit| format!("{:?}", limit.resource))),

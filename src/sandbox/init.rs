@@ -12,19 +12,21 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{MsgFlags, recv};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Pid, setsid};
+use nix::unistd::{Pid, getpid, getppid, setsid};
 
-use super::confine::{self, Settled};
+use super::confine::{self, Bounding, Settled};
 use super::descriptors::close_all_but;
 use super::failure::{At, Fault, Stage};
-use super::message::{Message, TERMINATE_ALL, has_ended};
+use super::message::{KILL_ALL, Message, TERMINATE_ALL, has_ended};
 use super::prepare::Prepared;
-use super::rootfs;
 use super::setup::{
     change_directory, die_with_supervisor, enter_second_user_namespace, find_command, limit_user_namespaces,
     loopback_up, map_ids, own_proc_directory, set_limits,
 };
 use super::supervisor::{LONG_COMMAND, PASSED_ON};
+use super::tree::{self, Reach};
+use super::{rootfs, scratch};
+use crate::plan::Plan;
 use crate::sys;
 
 /// What init exits with when it could not set up; the supervisor has the reason from the channel.
@@ -32,9 +34,20 @@ const SETUP_FAILED: i32 = 125;
 
 /// The child's side of the clone.
 pub(super) fn run(prepared: &Prepared<'_>, channel: OwnedFd) -> ! {
-    match start(prepared, &channel) {
-        Ok(command) => {
-            let status = reap(command, &channel);
+    let started = match &prepared.plan.in_place {
+        None => start(prepared, &channel),
+        Some(_) => start_in_place(prepared, &channel),
+    };
+    match started {
+        Ok((command, reach)) => {
+            let status = reap(command, &channel, &reach);
+            let status = reach.end_all().map_or(SETUP_FAILED, |()| status);
+            if let Some(scratch) = prepared.scratch()
+                && is_alone(&channel)
+                && scratch::remove(scratch).is_err()
+            {
+                sys::exit_now(SETUP_FAILED);
+            }
             sys::exit_now(status)
         }
         Err(fault) => {
@@ -48,7 +61,7 @@ pub(super) fn run(prepared: &Prepared<'_>, channel: OwnedFd) -> ! {
 }
 
 /// The set-up, in the order that the kernel dictates. The reason for each place is with the function.
-fn start(prepared: &Prepared<'_>, channel: &OwnedFd) -> Result<Pid, Fault> {
+fn start(prepared: &Prepared<'_>, channel: &OwnedFd) -> Result<(Pid, Reach), Fault> {
     let plan = prepared.plan;
     die_with_supervisor(channel)?;
     take_standard_descriptors(prepared)?;
@@ -58,7 +71,9 @@ fn start(prepared: &Prepared<'_>, channel: &OwnedFd) -> Result<Pid, Fault> {
     let own_proc = own_proc_directory(plan)?;
     if plan.namespaces.user {
         map_ids(plan)?;
-        limit_user_namespaces(plan)?;
+        if plan.namespaces.userns_limit {
+            limit_user_namespaces(plan)?;
+        }
     }
     rootfs::build(prepared)?;
     if plan.namespaces.network {
@@ -71,18 +86,51 @@ fn start(prepared: &Prepared<'_>, channel: &OwnedFd) -> Result<Pid, Fault> {
         // Last of what needs power over the namespaces made so far: in here there is none over them.
         enter_second_user_namespace(plan, &own_proc)?;
     }
-    sys::join_new_session_keyring().at(Stage::Keyring)?;
-    if plan.new_session {
-        setsid().at(Stage::Session)?;
-    }
-    set_limits(plan)?;
-    let settled = confine::drop_privileges()?;
+    become_nobody_else(plan)?;
+    let settled = confine::drop_privileges(Bounding::Emptied)?;
     // Credentials changed, which can clear it (prctl(2), PR_SET_PDEATHSIG).
     die_with_supervisor(channel)?;
     // Init's memory is a copy of the supervisor's: nothing inside may read it (ptrace(2), proc(5)).
     prctl::set_dumpable(false).at(Stage::Dumpable)?;
     umask(caller_umask);
-    spawn(prepared, &settled, channel)
+    Ok((spawn(prepared, &settled, channel)?, Reach::Namespace))
+}
+
+/// The same without namespaces: nothing ends with this process, so it must see the end of everything itself.
+fn start_in_place(prepared: &Prepared<'_>, channel: &OwnedFd) -> Result<(Pid, Reach), Fault> {
+    let plan = prepared.plan;
+    take_standard_descriptors(prepared)?;
+    close_all_but(3, &kept(prepared, channel)).at(Stage::Descriptors)?;
+    sys::wipe_arguments_and_environment();
+    // Not killed with the supervisor: it then ends the others first. A double fork leads here, and nowhere else.
+    prctl::set_child_subreaper(true).at(Stage::Subreaper)?;
+    become_nobody_else(plan)?;
+    let settled = confine::drop_privileges(Bounding::MayStay)?;
+    let reach = if plan.landlock.as_ref().is_some_and(|landlock| landlock.scope) {
+        Reach::Domain(confine::confine_signals(&settled)?)
+    } else {
+        tree::check().at(Stage::Subreaper)?;
+        Reach::Descendants
+    };
+    prctl::set_dumpable(false).at(Stage::Dumpable)?;
+    Ok((spawn(prepared, &settled, channel)?, reach))
+}
+
+/// Leaves the caller's keyring, and session where that is asked for, and takes on the limits.
+fn become_nobody_else(plan: &Plan) -> Result<(), Fault> {
+    sys::join_new_session_keyring().at(Stage::Keyring)?;
+    if plan.new_session {
+        setsid().at(Stage::Session)?;
+    }
+    set_limits(plan)
+}
+
+/// Whether the supervisor is gone.
+fn is_alone(channel: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
+    let polled = poll(&mut fds, PollTimeout::ZERO);
+    let [events] = fds.map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
+    polled.is_ok() && events.contains(PollFlags::POLLHUP)
 }
 
 fn take_standard_descriptors(prepared: &Prepared<'_>) -> Result<(), Fault> {
@@ -105,13 +153,15 @@ fn kept(prepared: &Prepared<'_>, channel: &OwnedFd) -> Vec<RawFd> {
 /// Starts the command's process and comes back when it has executed the command.
 fn spawn(prepared: &Prepared<'_>, settled: &Settled, channel: &OwnedFd) -> Result<Pid, Fault> {
     let plan = prepared.plan;
-    let mut ruleset = plan.landlock.as_ref().map(confine::ruleset).transpose()?;
+    let ruleset = plan.landlock.as_ref();
+    let mut ruleset = ruleset.map(|rules| confine::ruleset(rules, plan.in_place.is_some())).transpose()?;
     let directory = change_directory(prepared)?;
     let path = find_command(prepared)?;
+    let init = getpid();
     // Written by the child, which shares this memory until it executes.
     let mut fault = None;
     let pid = sys::vfork(&mut || {
-        fault = Some(become_command(prepared, settled, ruleset.take(), &path, directory, channel));
+        fault = Some(become_command(prepared, settled, ruleset.take(), &path, directory, (channel, init)));
         SETUP_FAILED
     })
     .at(Stage::Spawn)?;
@@ -128,14 +178,25 @@ fn become_command(
     ruleset: Option<landlock::RulesetCreated>,
     path: &CString,
     directory: usize,
-    channel: &OwnedFd,
+    (channel, init): (&OwnedFd, Pid),
 ) -> Fault {
+    if prepared.plan.in_place.is_some()
+        && let Err(fault) = die_with_init(init)
+    {
+        return fault;
+    }
     let confined = reset_signals().and_then(|()| confine::confine(settled, ruleset, prepared, channel));
     let confined = match confined {
         Ok(confined) => confined,
         Err(fault) => return fault,
     };
     confine::exec(&confined, prepared, path, directory)
+}
+
+/// Without a pid namespace init's death would leave the command alive.
+fn die_with_init(init: Pid) -> Result<(), Fault> {
+    prctl::set_pdeathsig(Signal::SIGKILL).at(Stage::DieWithParent)?;
+    if getppid() == init { Ok(()) } else { Err(Errno::ESRCH).at(Stage::DieWithParent) }
 }
 
 /// As the caller's shell would start it: an empty mask, and the dispositions that the caller ignores stay ignored
@@ -146,7 +207,7 @@ fn reset_signals() -> Result<(), Fault> {
 }
 
 /// Waits: for children, for the supervisor's word, for its death. Returns the status to exit with.
-fn reap(command: Pid, channel: &OwnedFd) -> i32 {
+fn reap(command: Pid, channel: &OwnedFd, reach: &Reach) -> i32 {
     let mut signals = SigSet::from_iter(PASSED_ON.iter().copied());
     signals.add(Signal::SIGCHLD);
     // Blocked since before the clone, so none is lost.
@@ -175,14 +236,15 @@ fn reap(command: Pid, channel: &OwnedFd) -> i32 {
         while let Ok(Some(info)) = signal_fd.read_signal() {
             let signal = i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
             // A sender outside this pid namespace has no pid here; inside, kill(1) means nothing.
-            if let Some(signal) = signal.filter(|_| info.ssi_pid == 0) {
+            // Without such a namespace it has, and nobody inside can signal init.
+            if let Some(signal) = signal.filter(|_| info.ssi_pid == 0 || !matches!(reach, Reach::Namespace)) {
                 had_by_group.add(signal);
             }
         }
         if let Some(status) = reap_children(command, channel) {
             return status;
         }
-        if !pass_signals_on(command, channel, &mut had_by_group) {
+        if !pass_signals_on(command, channel, &mut had_by_group, reach) {
             return SETUP_FAILED;
         }
     }
@@ -211,7 +273,7 @@ fn reap_children(command: Pid, channel: &OwnedFd) -> Option<i32> {
 }
 
 /// `false` once the supervisor is gone.
-fn pass_signals_on(command: Pid, channel: &OwnedFd, had_by_group: &mut SigSet) -> bool {
+fn pass_signals_on(command: Pid, channel: &OwnedFd, had_by_group: &mut SigSet, reach: &Reach) -> bool {
     loop {
         let mut byte = [0_u8];
         match recv(channel.as_raw_fd(), &mut byte, MsgFlags::MSG_DONTWAIT) {
@@ -221,11 +283,16 @@ fn pass_signals_on(command: Pid, channel: &OwnedFd, had_by_group: &mut SigSet) -
         }
         let [number] = byte;
         if number == TERMINATE_ALL {
-            // ESRCH: all have ended by themselves. A stopped process gets the signal when it goes on.
-            for signal in [Signal::SIGTERM, Signal::SIGCONT] {
-                if !matches!(kill(Pid::from_raw(-1), signal), Ok(()) | Err(Errno::ESRCH)) {
-                    return false;
-                }
+            // A stopped process gets the signal when it goes on.
+            if [Signal::SIGTERM, Signal::SIGCONT].into_iter().any(|signal| reach.signal_all(signal).is_err()) {
+                return false;
+            }
+            continue;
+        }
+        if number == KILL_ALL {
+            // The command's end is seen as that of any other, and then all others are ended.
+            if !matches!(kill(command, Signal::SIGKILL), Ok(()) | Err(Errno::ESRCH)) {
+                return false;
             }
             continue;
         }

@@ -7,15 +7,18 @@ mod confine;
 mod data;
 mod descriptors;
 mod failure;
+mod gate;
 mod init;
 mod message;
 mod prepare;
 mod resolve;
 mod rootfs;
+mod scratch;
 mod setup;
 mod special;
 mod staging;
 mod supervisor;
+mod tree;
 
 pub use bubblewrap::follow;
 pub use failure::{Failure, SandboxError, Stage};

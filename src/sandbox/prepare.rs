@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use nix::libc;
 
 use super::failure::Fault;
-use crate::plan::{Plan, Step};
+use crate::plan::{Plan, Scratch, Step};
 use crate::seccomp::Flag;
 
 /// Standard descriptors of the command; `None` inherits the caller's.
@@ -75,7 +75,7 @@ impl<'a> Prepared<'a> {
             let instructions = filter.program.instructions().iter();
             let instructions = instructions.map(|i| libc::sock_filter { code: i.code, jt: i.jt, jf: i.jf, k: i.k });
             // How calls wait for a listener is for the filter that has one.
-            let is_gate = plan.exec_once && plan.filters.first().is_some_and(|first| std::ptr::eq(first, filter));
+            let is_gate = plan.gate && plan.filters.first().is_some_and(|first| std::ptr::eq(first, filter));
             let flags = filter.flags.iter().filter(|flag| is_gate || **flag != Flag::WaitKillableRecv);
             (instructions.collect(), flags.fold(0, |bits, flag| bits | flag_bits(*flag)))
         };
@@ -91,6 +91,11 @@ impl<'a> Prepared<'a> {
             image,
             told: RefCell::default(),
         }
+    }
+
+    /// The private folder, where there is no root of its own.
+    pub(super) fn scratch(&self) -> Option<&'a Scratch> {
+        self.plan.in_place.as_ref()?.scratch.as_ref()
     }
 
     /// Keeps what was found in a target's place.

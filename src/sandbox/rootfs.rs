@@ -80,7 +80,12 @@ impl<'a> NewRoot<'a> {
         let (base, device) = mount_base(plan).at(Stage::BaseTmpfs)?;
         // Then the other way round, the host below the tmpfs, and the host's root as this process's: sources resolve
         // as anywhere on the host, and neither `..` nor a bind of `/` meets the tmpfs.
-        pivot_root(".", HOST).and_then(|()| chroot(HOST)).at(Stage::Pivot)?;
+        let below = match pivot_root(".", HOST) {
+            // The initial ramfs is moved nowhere (pivot_root(2)); then a copy of its tree is the host.
+            Err(Errno::EINVAL) => copy_host(),
+            moved => moved,
+        };
+        below.and_then(|()| chroot(HOST)).at(Stage::Pivot)?;
         let prepare = || {
             if plan.steps.iter().any(is_covering) {
                 make_covers()?;
@@ -446,6 +451,12 @@ fn mount_base(plan: &Plan) -> nix::Result<(OwnedFd, u64)> {
         mkdirat(AT_FDCWD, directory, Mode::from_bits_truncate(0o755))?;
     }
     Ok((base, device))
+}
+
+/// Binds the host's tree below the tmpfs, which lies over that tree's root: its own copy comes along on top, and goes.
+fn copy_host() -> nix::Result<()> {
+    mount(Some("/"), HOST, NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)?;
+    umount2(HOST, MntFlags::MNT_DETACH)
 }
 
 /// Whether a step needs the covers.

@@ -9,18 +9,20 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
+use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
 use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
 use nix::unistd::{Pid, getpgrp, tcgetpgrp};
 
-use super::descriptors::check_standard;
+use super::descriptors::{check_sockets, check_standard};
 use super::failure::{At, Failure, Fault, SandboxError, Stage};
-use super::init;
-use super::message::{Message, TERMINATE_ALL};
+use super::gate::Gate;
+use super::message::{KILL_ALL, Message, TERMINATE_ALL};
 use super::prepare::{Image, Prepared, Stdio};
-use crate::plan::{Namespaces, Plan, Timeout};
+use super::{init, scratch, tree};
+use crate::plan::{Namespaces, Plan, Scratch, Timeout};
 use crate::report::{EndedBy, Ending, Outcome, Resources};
 use crate::sys;
 
@@ -48,20 +50,28 @@ pub(super) const LONG_COMMAND: Duration = Duration::from_millis(100);
 pub fn run(plan: &Plan, stdio: &Stdio, image: Option<&Image>) -> Result<Outcome, SandboxError> {
     check_single_threaded()?;
     check_standard(stdio).map_err(|fault| Failure::new(fault, plan))?;
+    if plan.in_place.is_some() {
+        check_sockets(stdio).map_err(|fault| Failure::new(fault, plan))?;
+    }
     let prepared = Prepared::new(plan, stdio, image);
     let signals = Signals::take().map_err(|errno| Failure::supervise("take over signals", errno))?;
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
         .map_err(|errno| Failure::supervise("open the channel to init", errno))?;
     let terminal = SavedTerminal::save();
+    let mut place = Place::take(plan)?;
     let started = Instant::now();
-    let init = match sys::clone_process(clone_flags(plan.namespaces)).at(Stage::Clone) {
-        Ok(sys::Side::Child) => {
-            drop(ours);
-            init::run(&prepared, theirs)
-        }
-        Ok(sys::Side::Parent(pid)) => pid,
-        Err(fault) => return Err(Failure::new(fault, plan).into()),
-    };
+    let init =
+        match sys::clone_process(clone_flags(plan.in_place.is_none().then_some(plan.namespaces))).at(Stage::Clone) {
+            Ok(sys::Side::Child) => {
+                drop(ours);
+                init::run(&prepared, theirs)
+            }
+            Ok(sys::Side::Parent(pid)) => pid,
+            Err(fault) => {
+                place.leave();
+                return Err(Failure::new(fault, plan).into());
+            }
+        };
     drop(theirs);
     let mut watch = Watch {
         init,
@@ -70,12 +80,17 @@ pub fn run(plan: &Plan, stdio: &Stdio, image: Option<&Image>) -> Result<Outcome,
         timeout: plan.timeout,
         started,
         state: State::default(),
-        new_session: plan.new_session,
+        plan,
         gate: None,
+        left_behind: false,
     };
     let ended = watch.until_the_end();
     // Whatever happened, nothing of the sandbox outlives this line: pid 1 gone means all gone (pid_namespaces(7)).
     let waited = watch.wait_for_init()?;
+    if libc::WIFSIGNALED(waited.status) {
+        place.end_orphans();
+    }
+    watch.left_behind = !place.leave();
     match ended? {
         Ended::Failed(fault) => Err(Failure::new(fault, plan).into()),
         Ended::Lost if libc::WIFEXITED(waited.status) => Err(SandboxError::InitLost(waited.status)),
@@ -105,7 +120,8 @@ pub(super) fn check_single_threaded() -> Result<(), SandboxError> {
     }
 }
 
-pub(super) fn clone_flags(namespaces: Namespaces) -> CloneFlags {
+pub(super) fn clone_flags(namespaces: Option<Namespaces>) -> CloneFlags {
+    let Some(namespaces) = namespaces else { return CloneFlags::empty() };
     let mut flags = CloneFlags::CLONE_NEWNS;
     flags.set(CloneFlags::CLONE_NEWPID, namespaces.pid);
     flags.set(CloneFlags::CLONE_NEWIPC, namespaces.ipc);
@@ -162,6 +178,50 @@ impl SavedTerminal {
     }
 }
 
+/// What a run without namespaces takes of the host while it lasts.
+struct Place<'a> {
+    scratch: Option<&'a Scratch>,
+    /// This process's other children, and whether it was a subreaper.
+    before: Option<(Vec<Pid>, bool)>,
+}
+
+impl<'a> Place<'a> {
+    fn take(plan: &'a Plan) -> Result<Self, Failure> {
+        let Some(in_place) = &plan.in_place else { return Ok(Self { scratch: None, before: None }) };
+        let failed = |errno| Failure::new(Fault { stage: Stage::Subreaper, index: 0, errno }, plan);
+        // Where processes can't be listed none of them will be found either: init is then the only one to end them.
+        let before = tree::children().unwrap_or_default();
+        let was_subreaper = prctl::get_child_subreaper().map_err(failed)?;
+        prctl::set_child_subreaper(true).map_err(failed)?;
+        let place = Self { scratch: in_place.scratch.as_ref(), before: Some((before, was_subreaper)) };
+        if let Some(Err(errno)) = place.scratch.map(scratch::make) {
+            // What is there is not ours.
+            Self { scratch: None, ..place }.leave();
+            return Err(Failure::new(Fault { stage: Stage::Scratch, index: 0, errno }, plan));
+        }
+        Ok(place)
+    }
+
+    /// After somebody killed init, what it would have ended.
+    fn end_orphans(&mut self) {
+        if let Some((before, _)) = &self.before
+            && tree::end_orphans(before).is_err()
+        {
+            // /proc has gone: they can't be found.
+        }
+    }
+
+    /// `false`: the private folder could not be removed.
+    fn leave(&self) -> bool {
+        if let Some((_, was_subreaper)) = self.before
+            && prctl::set_child_subreaper(was_subreaper).is_err()
+        {
+            // The kernel has just let it be set.
+        }
+        self.scratch.is_none_or(|scratch| scratch::remove(scratch).is_ok())
+    }
+}
+
 /// How the wait ended.
 enum Ended {
     /// The command, with its wait status.
@@ -182,24 +242,19 @@ struct State {
     is_long: bool,
 }
 
-/// The launch gate's questions.
-struct Gate {
-    listener: OwnedFd,
-    launched: bool,
-}
-
-struct Watch {
+struct Watch<'a> {
     init: Pid,
     channel: OwnedFd,
     signals: Signals,
     timeout: Option<Timeout>,
     started: Instant,
     state: State,
-    new_session: bool,
+    plan: &'a Plan,
     gate: Option<Gate>,
+    left_behind: bool,
 }
 
-impl Watch {
+impl Watch<'_> {
     fn until_the_end(&mut self) -> Result<Ended, Failure> {
         loop {
             // poll(2) ignores a negative descriptor; the channel a second time stands for one that is not there.
@@ -231,7 +286,7 @@ impl Watch {
                         Message::Failed(fault) => return Ok(Ended::Failed(fault)),
                         Message::Stopped(_) => self.stop_with_command(),
                         Message::Listening => {
-                            self.gate = received.descriptor.map(|listener| Gate { listener, launched: false });
+                            self.gate = received.descriptor.map(|listener| Gate::new(listener, self.plan));
                         }
                         Message::Continued | Message::Warned(_) | Message::Started | Message::Executing => {}
                     },
@@ -243,27 +298,13 @@ impl Watch {
         }
     }
 
-    /// Lets the launch through, which is the first that the gate can ask about, and nothing after it.
     fn answer(&mut self, events: PollFlags) -> nix::Result<()> {
-        let Some(gate) = &mut self.gate else { return Ok(()) };
-        if !events.contains(PollFlags::POLLIN) {
-            // Nobody is left who could ask (seccomp_unotify(2)).
+        if let Some(gate) = &mut self.gate
+            && !gate.answer(events)?
+        {
             self.gate = None;
-            return Ok(());
         }
-        let refusal = gate.launched.then_some(Errno::EACCES);
-        match sys::next_question(gate.listener.as_fd()) {
-            Ok(id) => {
-                gate.launched = true;
-                match sys::answer_question(gate.listener.as_fd(), id, refusal) {
-                    // Who asked has been killed meanwhile.
-                    Err(Errno::ENOENT) => Ok(()),
-                    answered => answered,
-                }
-            }
-            Err(Errno::ENOENT | Errno::EINTR) => Ok(()),
-            Err(errno) => Err(errno),
-        }
+        Ok(())
     }
 
     /// The sandbox can't be watched any more, so it must not go on.
@@ -273,6 +314,11 @@ impl Watch {
     }
 
     fn kill_all(&self) {
+        if self.plan.in_place.is_some() {
+            // Nothing ends with init, so it must do it.
+            self.tell_init(KILL_ALL);
+            return;
+        }
         // Our own child, not waited for yet: the number can't be anybody else's. ESRCH can't happen, EPERM neither
         // (same user), and were it so, closing the channel ends init as well.
         if kill(self.init, Signal::SIGKILL).is_err() {}
@@ -291,7 +337,7 @@ impl Watch {
             self.state.interrupted_from_terminal |= from_terminal && signal == libc::SIGINT;
             self.state.stopped_from_terminal |= from_terminal && signal == libc::SIGTSTP;
             // The terminal signals its whole foreground group, and the command is in it.
-            if from_terminal && !self.new_session {
+            if from_terminal && !self.plan.new_session {
                 continue;
             }
             if signal != libc::SIGCONT && signal != libc::SIGWINCH {
@@ -310,7 +356,7 @@ impl Watch {
         if self.timeout.is_some() && !by_key {
             return;
         }
-        let has_terminal = !self.new_session && tcgetpgrp(sys::borrow_number(libc::STDIN_FILENO)).is_ok();
+        let has_terminal = !self.plan.new_session && tcgetpgrp(sys::borrow_number(libc::STDIN_FILENO)).is_ok();
         // A process can always stop itself; one that could not would go on waiting, which is as safe.
         if has_terminal && kill(Pid::this(), Signal::SIGSTOP).is_err() {}
         // SIGCONT that started us again is in the signal descriptor, and passed on from there.
@@ -375,6 +421,7 @@ impl Watch {
                 max_resident_kib: u64::try_from(waited.usage.ru_maxrss).unwrap_or(0),
             },
             interrupted_from_terminal: interrupted,
+            left_behind: self.left_behind,
         }
     }
 }

@@ -81,7 +81,17 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 /// The presets that are programs, each in presets/NAME.json.
-const PRESETS: &[&str] = &["default", "strict", "readonly", NO_MEMORY_FILES];
+const PRESETS: &[&str] = &["default", "strict", "readonly"];
+
+/// Those that nobody names.
+const UNNAMED: &[&str] = &[
+    NO_MEMORY_FILES,
+    "in-place",
+    "in-place-network",
+    "in-place-no-sockets",
+    "in-place-signals",
+    "in-place-truncation",
+];
 
 /// The one that goes with an allowlist.
 const NO_MEMORY_FILES: &str = "no-memory-files";
@@ -96,13 +106,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     std::fs::write(Path::new(&out).join("calls.rs"), table()?)?;
     let native = std::env::var("CARGO_CFG_TARGET_ARCH")?.parse()?;
     let mut code = String::new();
-    for preset in PRESETS {
+    for preset in PRESETS.iter().chain(UNNAMED) {
         let text = std::fs::read_to_string(sources.join("presets").join(format!("{preset}.json")))?;
         let mut document = oci::Document::parse(text.as_bytes()).map_err(|error| format!("{preset}.json: {error}"))?;
         let name = preset.to_uppercase().replace('-', "_");
         code.push_str(&program(&name, &document, native)?);
-        if *preset == NO_MEMORY_FILES {
-            // Nobody names it.
+        if UNNAMED.contains(preset) {
             continue;
         }
         // As short as JSON can be: it is in the binary for other architectures and for reading.

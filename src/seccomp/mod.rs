@@ -39,5 +39,5 @@ pub use lint::{Finding, Severity, Subject};
 pub use nearest::nearest;
 pub use oci::{ActionName, Document, Flag, Operator, SyntaxError};
 pub use policy::{Condition, Context, Policy, PolicyError, Rule, kernel_version};
-pub use preset::{Preset, UnknownPreset, no_memory_files, without_memory_files};
+pub use preset::{Preset, UnknownPreset, in_place, is_preset, no_memory_files, without_memory_files};
 pub use program::{Fault, Instruction, InvalidProgram, Program};

@@ -65,6 +65,30 @@ pub fn no_memory_files() -> Program {
     Program::built_in(&NO_MEMORY_FILES)
 }
 
+/// What closes the ways around Landlock where the command stays in the host's own tree and namespaces, each with its name:
+/// Landlock of an older ABI leaves more to them. With the network off, no socket can be made at all.
+pub fn in_place(abi: i32, network: bool) -> Vec<(&'static str, Program)> {
+    /// First ABI with a right for truncation, and with a scope for signals (landlock(7)).
+    const ABI_TRUNCATE: i32 = 3;
+    const ABI_SIGNALS: i32 = 6;
+    let sockets: (&str, &'static [Instruction]) =
+        if network { ("in-place-network", &IN_PLACE_NETWORK) } else { ("in-place-no-sockets", &IN_PLACE_NO_SOCKETS) };
+    let mut programs: Vec<(&str, &'static [Instruction])> = vec![("in-place", &IN_PLACE), sockets];
+    if abi < ABI_TRUNCATE {
+        programs.push(("in-place-truncation", &IN_PLACE_TRUNCATION));
+    }
+    if abi < ABI_SIGNALS {
+        programs.push(("in-place-signals", &IN_PLACE_SIGNALS));
+    }
+    programs.into_iter().map(|(name, program)| (name, Program::built_in(program))).collect()
+}
+
+/// Whether a program is that of a preset, and so refuses what none of them allows.
+pub fn is_preset(program: &Program) -> bool {
+    let presets: [&'static [Instruction]; 3] = [&DEFAULT, &STRICT, &READONLY];
+    presets.iter().any(|preset| std::ptr::eq(*preset, program.instructions()))
+}
+
 /// A preset's program that is [`no_memory_files`] as well, which saves installing another one. `None` for a program
 /// that is no preset's.
 pub fn without_memory_files(program: &Program) -> Option<Program> {

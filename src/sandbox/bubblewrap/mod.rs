@@ -67,7 +67,7 @@ fn start(prepared: &Prepared<'_>, asked: &BubblewrapPlan) -> Result<(Pid, OwnedF
     // The one behind --pidns is made there (pid_namespaces(7)).
     let pid = prepared.plan.namespaces.pid && asked.handed.pidns.is_none();
     let namespaces = Namespaces { pid, ..prepared.plan.namespaces };
-    match sys::clone_process(clone_flags(namespaces)).at(Stage::Clone)? {
+    match sys::clone_process(clone_flags(Some(namespaces))).at(Stage::Clone)? {
         sys::Side::Child => {
             drop(ours);
             child::run(prepared, asked, &theirs)

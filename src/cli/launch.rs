@@ -1,0 +1,43 @@
+//! From a policy to a running sandbox, by the highest rung that this host lets it have. The real thing is tried first; only
+//! where the host refuses it is everything tried, and a plan made of what there is.
+
+use super::output::Complaint;
+use crate::host::Host;
+use crate::plan::{Plan, PlanError};
+use crate::policy::{Backend, Policy};
+use crate::report::Outcome;
+use crate::sandbox::{self, Image, SandboxError, Stdio};
+
+/// The host as far as a plan for this policy has to know it before anything was refused.
+pub(super) fn host(policy: &Policy, verbose: bool) -> Host {
+    let host = Host::probe();
+    // Where there is nothing to try first, or the plan is talked about before it is carried out.
+    if verbose || policy.backend == Backend::Landlock { host.tried() } else { host }
+}
+
+/// The plan that this host will hold, for those who only look at it.
+pub(super) fn plan(policy: &Policy) -> Result<Plan, PlanError> {
+    Plan::new(policy, &Host::probe().tried())
+}
+
+/// Carries a plan out. Where the host refuses what it took to work, `plan` becomes the one of what there is.
+pub(super) fn run(
+    policy: &Policy,
+    plan: &mut Plan,
+    stdio: &Stdio,
+    image: Option<&Image>,
+) -> Result<Outcome, Complaint> {
+    match sandbox::run(plan, stdio, image) {
+        Err(SandboxError::Failed(failure)) if failure.is_refusal() => {
+            let mut lower = Plan::new(policy, &Host::probe().tried())?;
+            if lower.goes_the_way_of(plan) {
+                return Err(SandboxError::Failed(failure).into());
+            }
+            // What is run may be another command than the policy's: a canary.
+            lower.command.argv.clone_from(&plan.command.argv);
+            *plan = lower;
+            Ok(sandbox::run(plan, stdio, image)?)
+        }
+        result => Ok(result?),
+    }
+}

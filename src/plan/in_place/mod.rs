@@ -1,0 +1,288 @@
+//! The lowest rung: no namespaces, no root of its own. Landlock allows what the policy shows and nothing else, filters close
+//! what Landlock leaves open, and a private folder stands in for each tmpfs. What the policy promises must hold in full;
+//! what only makes the place look right may be missing, and is named.
+
+mod expected;
+mod layout;
+mod rules;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use self::layout::{Access, Content, Layout, Shown};
+use self::rules::Rules;
+use super::confinement::{ABI_NET, ABI_SCOPE};
+use super::ladder::Choice;
+use super::view::View;
+use super::{LandlockPlan, Plan, PlanError, Rights, Skipped, inside, lossy_path, terminal_rule};
+use crate::host::Host;
+use crate::policy::{Network, Policy, SandboxPath};
+use crate::report::{Enforcement, Layer};
+
+/// What there is in place of namespaces.
+#[derive(Debug, Clone, Serialize)]
+pub struct InPlace {
+    /// Why there are no namespaces.
+    pub because: String,
+    /// What is missing of the place that the policy describes. No protection is among it.
+    pub lost: Vec<String>,
+    /// The private folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scratch: Option<Scratch>,
+    /// Loaders that may be used and not be executed themselves: each execve is asked about.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub loaders: Vec<PathBuf>,
+}
+
+/// A folder of the host's for one run, gone afterwards.
+#[derive(Debug, Clone, Serialize)]
+pub struct Scratch {
+    /// It must not exist yet.
+    #[serde(serialize_with = "lossy_path")]
+    pub path: PathBuf,
+    /// Folders in it, parents first.
+    pub folders: Vec<PathBuf>,
+}
+
+/// /dev as the sandbox has it elsewhere.
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+
+/// Turns a plan whose steps are those of a new root into one that stays in the host's.
+pub(super) fn decide(plan: &mut Plan, policy: &Policy, host: &Host, choice: &Choice) -> Result<(), PlanError> {
+    let because = choice.refused.first().map(|(_, cause)| cause.cause.clone()).unwrap_or_default();
+    let layout = Layout::new(&plan.steps, host);
+    let mut decision = Decision { policy, host, choice, because, layout, lost: Vec::new(), degraded: Vec::new() };
+    decision.refuse_impossible(plan)?;
+    let scratch = decision.scratch(plan);
+    let landlock = decision.landlock(plan, scratch.as_ref())?;
+    let loaders = decision.loaders(plan)?;
+    decision.move_to_scratch(plan, scratch.as_ref());
+    let Decision { because, layout, lost, degraded, .. } = decision;
+    let lost = layout.lost.iter().cloned().chain(lost).collect();
+    plan.steps.clear();
+    plan.hostname = None;
+    plan.landlock = Some(landlock);
+    plan.in_place = Some(InPlace { because, lost, scratch, loaders });
+    plan.expected = expected::layers(plan, policy, host);
+    for (layer, promise) in degraded {
+        plan.expected.insert(layer, Enforcement::Partial { missing: promise });
+    }
+    Ok(())
+}
+
+struct Decision<'a> {
+    policy: &'a Policy,
+    host: &'a Host,
+    choice: &'a Choice,
+    because: String,
+    layout: Layout,
+    lost: Vec<String>,
+    /// Promises that do not hold and that the caller gives up.
+    degraded: Vec<(Layer, String)>,
+}
+
+impl Decision<'_> {
+    /// A promise that can't be kept: refused, unless the caller said that it may be missing.
+    fn give_up(&mut self, layer: Layer, promise: String) -> Result<(), PlanError> {
+        if self.policy.allow_degraded.contains(&layer) {
+            self.degraded.push((layer, promise));
+            return Ok(());
+        }
+        let cause = self.choice.refused.first().map(|(_, cause)| cause.clone());
+        Err(PlanError::NotInPlace { promise, layer, cause })
+    }
+
+    fn refuse_impossible(&mut self, plan: &mut Plan) -> Result<(), PlanError> {
+        for step in std::mem::take(&mut self.layout.impossible) {
+            self.give_up(Layer::MountNamespace, step.to_string())?;
+            let why = "there is no root of its own".to_owned();
+            plan.skipped.push(Skipped { source: None, target: step.target().clone(), why });
+        }
+        Ok(())
+    }
+
+    /// One folder with all that the policy wants empty in it, each under its own path.
+    fn scratch(&mut self, plan: &Plan) -> Option<Scratch> {
+        let entries = self.layout.entries.iter().filter(|entry| entry.content == Content::Scratch);
+        let mut wanted: Vec<SandboxPath> = entries.map(|entry| entry.target.clone()).collect();
+        // The command starts where it was told to, if that is in one of them.
+        wanted.extend(plan.command.workdir.iter().filter_map(inside).filter(|path| self.is_scratch(path)));
+        wanted.sort();
+        wanted.dedup();
+        if wanted.is_empty() {
+            return None;
+        }
+        let names: Vec<String> = wanted.iter().map(ToString::to_string).collect();
+        let Some(path) = self.host.scratch.clone() else {
+            self.lost.push(format!("empty folders at {}: there is no place for a private folder", names.join(", ")));
+            return None;
+        };
+        let state = if plan.executables.is_some() {
+            "a private folder that can't be written, or programs could be put into it"
+        } else {
+            "a private folder"
+        };
+        self.lost.push(format!(
+            "empty folders at {}: {state} stands in for them in HOME, TMPDIR and as working directory",
+            names.join(", ")
+        ));
+        let mut folders: Vec<PathBuf> = Vec::new();
+        for target in wanted.iter().map(SandboxPath::as_path).chain([Path::new("/tmp")]) {
+            let below = target.strip_prefix("/").unwrap_or(target);
+            let mut parents: Vec<PathBuf> = below.ancestors().map(Path::to_owned).collect();
+            parents.reverse();
+            for folder in parents.into_iter().filter(|folder| !folder.as_os_str().is_empty()) {
+                if !folders.contains(&folder) {
+                    folders.push(folder);
+                }
+            }
+        }
+        Some(Scratch { path, folders })
+    }
+
+    fn is_scratch(&self, path: &SandboxPath) -> bool {
+        self.layout.at(path).is_some_and(|entry| entry.content == Content::Scratch)
+    }
+
+    fn landlock(&mut self, plan: &Plan, scratch: Option<&Scratch>) -> Result<LandlockPlan, PlanError> {
+        let base = if plan.executables.is_some() { Rights::Read } else { Rights::ReadExecute };
+        let mut holes = self.layout.holes(self.host);
+        let shown: Vec<(SandboxPath, PathBuf, bool, Access)> = self
+            .layout
+            .shown(self.host)
+            .into_iter()
+            .map(|shown| (shown.target.clone(), shown.source.to_owned(), shown.directory, shown.access))
+            .collect();
+        if shown.iter().any(|(_, _, _, access)| *access != Access::Device) {
+            // Where a bind shows them, their nodes can't be opened.
+            holes.push(PathBuf::from("/dev"));
+        }
+        self.check_writable(&shown, &holes)?;
+        for (target, source, ..) in shown.iter().filter(|(target, source, ..)| target.as_path() != source) {
+            if self.host.files.canonical(target.as_path()).ok().as_ref() != Some(source) {
+                self.lost.push(format!("{target}, which is {} on the host", source.display()));
+            }
+        }
+        let mut rules = Rules::new(self.host, &holes, base);
+        for (target, source, directory, access) in &shown {
+            rules.show(Shown { target, source, directory: *directory, access: *access });
+        }
+        for folder in std::mem::take(&mut rules.not_listed) {
+            self.lost.push(format!("listing {}, which a hidden folder lies below", folder.display()));
+        }
+        if self.layout.has(&Content::Proc) {
+            rules.rule(Path::new("/proc"), true, Rights::Read);
+        }
+        if self.layout.has(&Content::Dev) {
+            for name in DEVICES {
+                let path = Path::new("/dev").join(name);
+                if self.host.files.kind(&path).is_ok() {
+                    rules.rule(&path, false, Rights::Devices);
+                }
+            }
+        }
+        if let Some(scratch) = scratch {
+            rules.rule(&scratch.path, true, base);
+            if plan.executables.is_none() {
+                rules.rule(&scratch.path, true, Rights::Write);
+            }
+        }
+        if let Some(executables) = &plan.executables {
+            let view = View::new(&plan.steps, self.host.files.as_ref());
+            let on_host = |path: &SandboxPath| {
+                let seen = view.resolve(path.as_path()).and_then(|seen| seen.host);
+                seen.and_then(|path| self.host.files.canonical(&path).ok())
+            };
+            for folder in executables.folders.iter().filter_map(on_host) {
+                rules.rule(&folder, true, Rights::Execute);
+            }
+            for file in executables.commands.iter().chain(&executables.loaders).filter_map(on_host) {
+                rules.rule(&file, false, Rights::Execute);
+            }
+        }
+        let mut rules = rules.rules;
+        rules.extend(terminal_rule(self.host, plan.new_session));
+        let abi = self.host.landlock.abi();
+        Ok(LandlockPlan {
+            abi,
+            rules,
+            refuse_tcp: abi >= ABI_NET && self.policy.network != Network::Host,
+            scope: abi >= ABI_SCOPE,
+        })
+    }
+
+    /// Landlock can't take back below a folder what it allows there.
+    fn check_writable(
+        &mut self,
+        shown: &[(SandboxPath, PathBuf, bool, Access)],
+        holes: &[PathBuf],
+    ) -> Result<(), PlanError> {
+        for (_, writable, _, access) in shown.iter().filter(|(_, _, _, access)| *access != Access::Read) {
+            let below = |path: &Path| path != writable && path.starts_with(writable);
+            // Devices that are asked for are shown with all others.
+            if let Some(hole) =
+                holes.iter().find(|hole| below(hole) && (*access == Access::Write || hole.as_os_str() != "/dev"))
+            {
+                let promise = format!("hide {} below {}, which is writable", hole.display(), writable.display());
+                self.give_up(Layer::LandlockFs, promise)?;
+            }
+            if let Some((_, kept, ..)) =
+                shown.iter().find(|(_, source, _, access)| *access == Access::Read && below(source))
+            {
+                let promise =
+                    format!("keep {} read-only below {}, which is writable", kept.display(), writable.display());
+                self.give_up(Layer::LandlockFs, promise)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The loaders of an allowlist. The kernel opens them as it opens a program, so Landlock must let them be executed;
+    /// started by name they would map any file that can be read.
+    fn loaders(&mut self, plan: &Plan) -> Result<Vec<PathBuf>, PlanError> {
+        let Some(executables) = &plan.executables else { return Ok(Vec::new()) };
+        let view = View::new(&plan.steps, self.host.files.as_ref());
+        let loaders: Vec<PathBuf> = executables
+            .loaders
+            .iter()
+            .filter_map(|loader| view.resolve(loader.as_path()).and_then(|seen| seen.host))
+            .filter_map(|loader| self.host.files.canonical(&loader).ok())
+            .collect();
+        let writable = self.layout.entries.iter().find_map(|entry| match &entry.content {
+            Content::Host { source, access: Access::Write | Access::Device, .. } => Some(source.clone()),
+            _ => None,
+        });
+        if let Some(writable) = writable.filter(|_| !loaders.is_empty()) {
+            let promise = format!("keep the loader from libraries that are put into {}", writable.display());
+            self.give_up(Layer::Allowlist, promise)?;
+        }
+        Ok(loaders)
+    }
+
+    /// Where a path would be one of the empty folders, the private folder has it.
+    fn move_to_scratch(&self, plan: &mut Plan, scratch: Option<&Scratch>) {
+        let moved = |path: &Path| {
+            let below = inside(path).filter(|path| self.is_scratch(path))?;
+            scratch.map(|scratch| scratch.path.join(below.as_path().strip_prefix("/").unwrap_or(below.as_path())))
+        };
+        let view = View::new(&plan.steps, self.host.files.as_ref());
+        let exists = |path: &Path| path == Path::new("/") || view.resolve(path).is_some_and(|seen| seen.host.is_some());
+        let workdir = plan.command.workdir.iter();
+        let workdir = workdir.filter_map(|path| moved(path).or_else(|| exists(path).then(|| path.clone())));
+        let workdir: Vec<PathBuf> = workdir.collect();
+        plan.command.workdir = workdir;
+        if let Some(scratch) = scratch {
+            for (_, value) in &mut plan.command.environment {
+                if let Some(path) = moved(Path::new(value)) {
+                    *value = path.into();
+                }
+            }
+            let temporary: OsString = scratch.path.join("tmp").into();
+            if !plan.command.environment.iter().any(|(name, _)| name == "TMPDIR") {
+                plan.command.environment.push(("TMPDIR".into(), temporary));
+            }
+        }
+    }
+}

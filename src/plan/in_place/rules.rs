@@ -1,0 +1,81 @@
+//! Landlock rules for what a layout shows. A rule is for a whole tree, and none can be taken back below it: a folder with
+//! something hidden in it gets no rule, but each of its entries does.
+
+use std::path::{Path, PathBuf};
+
+use super::layout::{Access, Shown};
+use crate::host::{Host, Kind};
+use crate::plan::inside;
+use crate::plan::{Rights, Rule, RuleObject};
+
+/// Rules, and what they can't say.
+pub(super) struct Rules<'a> {
+    host: &'a Host,
+    holes: &'a [PathBuf],
+    /// Rights for what is read, and besides for what is written.
+    base: Rights,
+    pub(super) rules: Vec<Rule>,
+    /// Folders that can't be listed because of what is hidden below them.
+    pub(super) not_listed: Vec<PathBuf>,
+}
+
+impl<'a> Rules<'a> {
+    pub(super) fn new(host: &'a Host, holes: &'a [PathBuf], base: Rights) -> Self {
+        Self { host, holes, base, rules: Vec::new(), not_listed: Vec::new() }
+    }
+
+    pub(super) fn show(&mut self, shown: Shown<'_>) {
+        self.tree(shown.source, shown.directory, shown.access);
+    }
+
+    pub(super) fn rule(&mut self, path: &Path, directory: bool, rights: Rights) {
+        // Not a path that a plan can name, such as one that is too long: nothing is allowed there.
+        let Some(path) = inside(path) else { return };
+        self.rules.push(Rule { object: RuleObject::Path(path), directory, rights });
+    }
+
+    fn tree(&mut self, path: &Path, directory: bool, access: Access) {
+        if directory && self.holes_below(path).next().is_some() {
+            self.expand(path, access);
+            return;
+        }
+        self.rule(path, directory, self.base);
+        match access {
+            Access::Read => {}
+            Access::Write => self.rule(path, directory, Rights::Write),
+            Access::Device => {
+                self.rule(path, directory, Rights::Write);
+                self.rule(path, directory, Rights::Devices);
+            }
+        }
+    }
+
+    fn holes_below(&self, path: &Path) -> impl Iterator<Item = &PathBuf> {
+        self.holes.iter().filter(move |hole| *hole != path && hole.starts_with(path))
+    }
+
+    /// Rules for the entries of a folder but the hidden ones. What is made there later is not seen.
+    fn expand(&mut self, folder: &Path, access: Access) {
+        let files = self.host.files.as_ref();
+        // The right to list a folder holds for all folders below it. Where the hidden ones can't be listed anyway, it harms not.
+        let is_secret =
+            |hole: &PathBuf| files.kind(hole).is_ok_and(|kind| kind == Kind::Directory) && files.names(hole).is_ok();
+        if self.holes_below(folder).any(is_secret) {
+            self.not_listed.push(folder.to_owned());
+        } else {
+            self.rule(folder, true, Rights::List);
+        }
+        // Who can't list it can't be told what is in it, and gets nothing.
+        for name in files.names(folder).unwrap_or_default() {
+            let path = folder.join(name);
+            if self.holes.contains(&path) {
+                continue;
+            }
+            match files.kind(&path) {
+                // What it leads to has rules of its own, or none.
+                Ok(Kind::Link(_)) | Err(_) => {}
+                Ok(kind) => self.tree(&path, kind == Kind::Directory, access),
+            }
+        }
+    }
+}
