@@ -30,6 +30,7 @@ mod plans;
 mod privileges;
 mod processes;
 mod profiles;
+mod races;
 mod seccomp;
 mod seccomp_commands;
 mod seccomp_peers;

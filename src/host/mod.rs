@@ -12,7 +12,7 @@ use nix::errno::Errno;
 
 use crate::sys;
 
-pub use files::{Files, Kind, LocalFiles};
+pub use files::{Files, Found, Identity, Kind, LocalFiles};
 pub use program::{Elf, Program, parse_program};
 
 /// What the machine and the caller are.

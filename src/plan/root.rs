@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 
 use super::view::View;
 use super::{PlanError, inside, lossy_list, lossy_path};
-use crate::host::{Host, Kind};
+use crate::host::{Found, Host, Identity, Kind};
 use crate::policy::{Access, FsOp, LandlockMode, OverlayTop, Placement, Policy, SandboxPath};
 
 /// One step on the new root. Targets are resolved under its descriptor and never lead out of it.
@@ -29,6 +29,10 @@ pub enum Step {
         /// The source is the host's procfs, and this of it is covered. No other source may turn out to be that.
         #[serde(skip_serializing_if = "Option::is_none")]
         cover: Option<ProcCover>,
+        /// The file that all this was decided for: no other one may be bound. None for procfs, whose files come and go, and
+        /// where the caller's names are all that was asked for.
+        #[serde(skip)]
+        identity: Option<Identity>,
     },
     /// Bind what a descriptor of the caller's names, with its submounts.
     BindDescriptor {
@@ -294,7 +298,7 @@ fn proc(policy: &Policy, host: &Host, target: &SandboxPath) -> Step {
     }
     // Without a pid namespace of its own it sees the host's processes anyway.
     let attributes = Attributes::of(Access::ReadWrite);
-    Step::Bind { source: "/proc".into(), target, directory: true, attributes, cover: Some(cover) }
+    Step::Bind { source: "/proc".into(), target, directory: true, attributes, cover: Some(cover), identity: None }
 }
 
 /// The terminal that /dev/console shows.
@@ -331,6 +335,7 @@ struct Bind<'a> {
 
 fn bind(root: &mut Root, policy: &Policy, host: &Host, bind: &Bind<'_>) -> Result<(), PlanError> {
     let Bind { source, target, access, optional, later } = bind;
+    let cannot_bind = |cause| PlanError::Source { origin: source.to_path_buf(), target: (*target).clone(), cause };
     // Where a link is always followed, it need not be looked at.
     let follow = policy.bubblewrap.is_some();
     let mut kind = if follow { host.files.target_kind(source) } else { host.files.kind(source) };
@@ -354,17 +359,18 @@ fn bind(root: &mut Root, policy: &Policy, host: &Host, bind: &Bind<'_>) -> Resul
             root.skipped.push(skipped);
             return Ok(());
         }
-        Err(cause) => return Err(PlanError::Source { origin: source.to_path_buf(), target: (*target).clone(), cause }),
+        Err(cause) => return Err(cannot_bind(cause)),
     };
     let directory = kind == Kind::Directory;
     if policy.bubblewrap.is_some() {
         // What it shows is the caller's choice.
         let (source, target) = (source.to_path_buf(), (*target).clone());
-        root.steps.push(Step::Bind { source, target, directory, attributes: Attributes::of(*access), cover: None });
+        let attributes = Attributes::of(*access);
+        root.steps.push(Step::Bind { source, target, directory, attributes, cover: None, identity: None });
         return Ok(());
     }
     // Links and `..` may lead anywhere. What they lead to decides, and is what is bound.
-    let real = host.files.canonical(source).unwrap_or_else(|_| source.to_path_buf());
+    let Found { path: real, identity } = host.files.find(source).map_err(cannot_bind)?;
     let from_proc = real.starts_with("/proc");
     if from_proc && (host.landlock.abi() == 0 || policy.landlock == LandlockMode::Off) {
         return Err(PlanError::HostProc(source.to_path_buf()));
@@ -373,7 +379,8 @@ fn bind(root: &mut Root, policy: &Policy, host: &Host, bind: &Bind<'_>) -> Resul
     let attributes = Attributes { read_only: *access == Access::ReadOnly || from_proc, ..Attributes::of(*access) };
     let cover = from_proc.then_some(if real.as_os_str() == "/proc" { ProcCover::Masked } else { ProcCover::Nothing });
     let source = if from_proc || is_root { real } else { source.to_path_buf() };
-    root.steps.push(Step::Bind { source, target: (*target).clone(), directory, attributes, cover });
+    let identity = (!from_proc).then_some(identity);
+    root.steps.push(Step::Bind { source, target: (*target).clone(), directory, attributes, cover, identity });
     let proc = target.join("proc");
     let has_own = later.iter().any(|op| matches!(op, FsOp::Proc { target } if *target == proc));
     if is_root && !has_own {

@@ -70,7 +70,7 @@ impl<'a> View<'a> {
                     let mut kind = self.files.kind(&host).ok();
                     if rest.as_os_str().is_empty() && matches!(kind, Some(Kind::Link(_))) {
                         // A bind follows its source.
-                        host = self.files.canonical(&host).ok()?;
+                        host = self.files.find(&host).ok()?.path;
                         kind = self.files.kind(&host).ok();
                     }
                     return match kind {

@@ -264,6 +264,12 @@ impl Failure {
             (Stage::Mount, Errno::ENOTDIR | Errno::EISDIR) => {
                 "a file can't be bound on a directory, nor a directory on a file"
             }
+            (Stage::Source, Errno::ESTALE) => {
+                "it is another file than when the plan was made: it, or a link or folder on the way, was replaced meanwhile"
+            }
+            (Stage::Source, Errno::EPERM) => {
+                "a procfs can be bound from /proc only; the sandbox has one of its own there"
+            }
             (Stage::Attributes, Errno::EPERM) => "the host mounts it noexec, which can't be undone",
             (Stage::Lookup, Errno::ENOENT) => "only what the profile binds exists inside, and PATH is the profile's",
             (Stage::Lookup | Stage::Exec, Errno::EACCES) => {

@@ -17,6 +17,7 @@ use super::failure::{At, Fault, Stage};
 use super::prepare::Prepared;
 use super::resolve::{Lookup, Making, Node, Place, Unresolved, find_or_make, kind, look_up};
 use super::special::cover;
+use crate::host::Identity;
 use crate::plan::{Attributes, Plan, ProcCover, Step};
 use crate::policy::SandboxPath;
 use crate::sys;
@@ -177,10 +178,13 @@ impl<'a> NewRoot<'a> {
     }
 
     fn bind(&mut self, index: usize, step: &Step, source: &CStr) -> Result<(), Fault> {
-        let Step::Bind { target, directory, attributes, cover, .. } = step else { return Ok(()) };
+        let Step::Bind { target, directory, attributes, cover, identity, .. } = step else { return Ok(()) };
         let node = if *directory { Node::Directory } else { Node::File };
         let tree = self.open_source(source).at_index(Stage::Source, index)?;
-        self.check_source(&tree, *cover).at_index(Stage::Source, index)?;
+        let found = self.check_source(&tree).at_index(Stage::Source, index)?;
+        if let Some(planned) = identity {
+            check_planned(&tree, found, *planned).at_index(Stage::Source, index)?;
+        }
         self.attach(index, &tree, target, node, *attributes, *cover)
     }
 
@@ -197,17 +201,13 @@ impl<'a> NewRoot<'a> {
         }
     }
 
-    /// EXDEV for what is ours: the host lies below the base tmpfs. ESTALE for a source that was something else when the plan
-    /// was made, where it matters: what a link leads to can be changed by whoever can write where it lies.
-    pub(super) fn check_source(&self, source: &OwnedFd, cover: Option<ProcCover>) -> nix::Result<()> {
+    /// Which file it is. EXDEV for what is ours: the host lies below the base tmpfs.
+    pub(super) fn check_source(&self, source: &OwnedFd) -> nix::Result<Identity> {
         let found = fstat(source)?;
         if self.ours.contains(&found.st_dev) {
             return Err(Errno::EXDEV);
         }
-        if self.plan.bubblewrap.is_some() || cover.is_some() {
-            return Ok(());
-        }
-        if fstatfs(source)?.filesystem_type() == PROC_SUPER_MAGIC { Err(Errno::ESTALE) } else { Ok(()) }
+        Ok(Identity { device: found.st_dev, inode: found.st_ino })
     }
 
     /// Puts a source at its target: a detached tree, or, for mount(2), what a descriptor names. All that has to be done to it
@@ -384,6 +384,15 @@ impl<'a> NewRoot<'a> {
         };
         if same { Ok(()) } else { Err(Errno::EBUSY).at(Stage::Detach) }
     }
+}
+
+/// ESTALE for another file than the plan was made for: what a path leads to can be changed by whoever can write where it, or
+/// a link on the way, lies. EPERM for a procfs that the plan knows nothing of, as it is not at /proc.
+fn check_planned(source: &OwnedFd, found: Identity, planned: Identity) -> nix::Result<()> {
+    if found != planned {
+        return Err(Errno::ESTALE);
+    }
+    if fstatfs(source)?.filesystem_type() == PROC_SUPER_MAGIC { Err(Errno::EPERM) } else { Ok(()) }
 }
 
 /// Binds an allowed file or folder over itself, without the noexec that everything else has, and read-only, so that
