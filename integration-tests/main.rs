@@ -21,6 +21,7 @@ mod command_line;
 mod environment;
 mod faults;
 mod files;
+mod hiding;
 mod hostile_input;
 mod house;
 mod layers;

@@ -5,6 +5,7 @@ mod bubblewrap;
 mod confinement;
 mod error;
 mod executables;
+mod hide;
 mod render;
 mod root;
 mod view;

@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 
+use super::hide::Hiding;
 use super::view::View;
 use super::{PlanError, inside, lossy_list, lossy_path};
 use crate::host::{Found, Host, Identity, Kind};
@@ -240,11 +241,16 @@ pub(super) struct Root {
 
 pub(super) fn build(policy: &Policy, host: &Host) -> Result<Root, PlanError> {
     let mut root = Root { steps: Vec::new(), skipped: Vec::new(), has_devpts: false };
+    let mut hiding = Hiding::default();
     for (index, op) in policy.fs.iter().enumerate() {
+        if matches!(op, FsOp::Bind { .. } | FsOp::Tmpfs { .. }) {
+            hiding.make_room(&mut root.steps, op.target());
+        }
         match op {
             FsOp::Bind { source, target, access, optional } => {
                 let later = policy.fs.get(index + 1..).unwrap_or_default();
-                bind(&mut root, policy, host, &Bind { source, target, access: *access, optional: *optional, later })?;
+                let bind = Bind { source, target, access: *access, optional: *optional, later };
+                add_bind(&mut root, &mut hiding, policy, host, &bind)?;
             }
             FsOp::BindDescriptor { fd, target, access } => root.steps.push(Step::BindDescriptor {
                 fd: *fd,
@@ -281,9 +287,10 @@ pub(super) fn build(policy: &Policy, host: &Host) -> Result<Root, PlanError> {
             }
             FsOp::Chmod { target, mode } => root.steps.push(Step::Chmod { target: target.clone(), mode: *mode }),
             FsOp::RemountReadOnly { target } => root.steps.push(Step::RemountReadOnly { target: target.clone() }),
-            FsOp::Hide { target } => root.steps.push(Step::Hide { target: target.clone() }),
+            FsOp::Hide { target } => hiding.hide(&mut root.steps, host.files.as_ref(), target),
         }
     }
+    hiding.finish(&mut root.steps);
     Ok(root)
 }
 
@@ -333,7 +340,13 @@ struct Bind<'a> {
     later: &'a [FsOp],
 }
 
-fn bind(root: &mut Root, policy: &Policy, host: &Host, bind: &Bind<'_>) -> Result<(), PlanError> {
+fn add_bind(
+    root: &mut Root,
+    hiding: &mut Hiding,
+    policy: &Policy,
+    host: &Host,
+    bind: &Bind<'_>,
+) -> Result<(), PlanError> {
     let Bind { source, target, access, optional, later } = bind;
     let cannot_bind = |cause| PlanError::Source { origin: source.to_path_buf(), target: (*target).clone(), cause };
     // Where a link is always followed, it need not be looked at.
@@ -378,9 +391,10 @@ fn bind(root: &mut Root, policy: &Policy, host: &Host, bind: &Bind<'_>) -> Resul
     let is_root = real.as_os_str() == "/";
     let attributes = Attributes { read_only: *access == Access::ReadOnly || from_proc, ..Attributes::of(*access) };
     let cover = from_proc.then_some(if real.as_os_str() == "/proc" { ProcCover::Masked } else { ProcCover::Nothing });
-    let source = if from_proc || is_root { real } else { source.to_path_buf() };
+    let shown = if from_proc || is_root { real.clone() } else { source.to_path_buf() };
     let identity = (!from_proc).then_some(identity);
-    root.steps.push(Step::Bind { source, target: (*target).clone(), directory, attributes, cover, identity });
+    root.steps.push(Step::Bind { source: shown, target: (*target).clone(), directory, attributes, cover, identity });
+    hiding.show(&mut root.steps, source, real, target);
     let proc = target.join("proc");
     let has_own = later.iter().any(|op| matches!(op, FsOp::Proc { target } if *target == proc));
     if is_root && !has_own {
