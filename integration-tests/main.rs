@@ -35,5 +35,6 @@ mod races;
 mod seccomp;
 mod seccomp_commands;
 mod seccomp_peers;
+mod submounts;
 mod supervisor;
 mod terminal;

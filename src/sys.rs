@@ -272,6 +272,14 @@ pub fn clone_tree(path: &CStr) -> Result<OwnedFd> {
     open_tree(libc::AT_FDCWD, path, libc::AT_RECURSIVE)
 }
 
+/// open_tree(2): the same without submounts.
+///
+/// # Errors
+/// As [`clone_tree`]; EINVAL also for a mount with others below that are locked to their places.
+pub fn clone_mount(path: &CStr) -> Result<OwnedFd> {
+    open_tree(libc::AT_FDCWD, path, 0)
+}
+
 /// open_tree(2) of what a descriptor names, without submounts.
 ///
 /// # Errors

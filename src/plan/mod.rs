@@ -282,6 +282,7 @@ fn root_rules(policy: &Policy, root_is_chosen: bool) -> RootRules {
             receive_mounts: false,
             lenient: false,
             walk_by_hand: false,
+            guard_submounts: true,
         },
         Some(asked) => RootRules {
             seal: false,
@@ -291,6 +292,7 @@ fn root_rules(policy: &Policy, root_is_chosen: bool) -> RootRules {
             receive_mounts: true,
             lenient: asked.lenient,
             walk_by_hand: asked.walk_by_hand,
+            guard_submounts: false,
         },
     }
 }

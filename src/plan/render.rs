@@ -20,6 +20,9 @@ impl fmt::Display for Plan {
         for step in &self.steps {
             writeln!(f, "  {step}")?;
         }
+        if self.root.guard_submounts {
+            writeln!(f, "  cover a procfs that a bind brings along; make a sysfs and the like read-only")?;
+        }
         if self.root.seal {
             writeln!(f, "  make the root itself read-only")?;
         }

@@ -218,6 +218,8 @@ pub struct RootRules {
     pub lenient: bool,
     /// Paths are walked by hand, as without openat2(2).
     pub walk_by_hand: bool,
+    /// A procfs that is mounted below a source is covered, a sysfs and the like are read-only.
+    pub guard_submounts: bool,
 }
 
 /// A bind or tmpfs that is left out.

@@ -67,6 +67,8 @@ stages! {
     Pivot,
     /// Detaching the old root.
     Detach,
+    /// A procfs, or the like, that is mounted below the source of a step.
+    Submounts,
     /// The loopback interface.
     Loopback,
     /// The host name.
@@ -270,6 +272,9 @@ impl Failure {
             (Stage::Source, Errno::EPERM) => {
                 "a procfs can be bound from /proc only; the sandbox has one of its own there"
             }
+            (Stage::Submounts, Errno::EPERM) => {
+                "a file of a procfs is mounted there, and can't be covered: leave it out with hide"
+            }
             (Stage::Attributes, Errno::EPERM) => "the host mounts it noexec, which can't be undone",
             (Stage::Lookup, Errno::ENOENT) => "only what the profile binds exists inside, and PATH is the profile's",
             (Stage::Lookup | Stage::Exec, Errno::EACCES) => {
@@ -331,6 +336,7 @@ fn describe(fault: Fault, plan: &Plan) -> (&'static str, Option<String>) {
         Stage::Seal => ("make the new root read-only", None),
         Stage::Pivot => ("pivot into the new root", None),
         Stage::Detach => ("detach the old root", None),
+        Stage::Submounts => ("guard what is mounted below", source(step())),
         Stage::Loopback => ("bring up the loopback interface", None),
         Stage::Hostname => ("set the host name", plan.hostname.clone()),
         Stage::NestedUserns => ("create the second user namespace", None),
@@ -392,7 +398,7 @@ fn landlock_object(plan: &Plan, index: usize) -> Option<String> {
 /// ` to "/data"`, behind a bind's source.
 fn second_object(fault: Fault, plan: &Plan) -> Option<String> {
     match plan.steps.get(usize::try_from(fault.index).ok()?)? {
-        Step::Bind { target, .. } if matches!(fault.stage, Stage::Mount | Stage::Source) => {
+        Step::Bind { target, .. } if matches!(fault.stage, Stage::Mount | Stage::Source | Stage::Submounts) => {
             Some(format!(" to {target:?}"))
         }
         _ => None,

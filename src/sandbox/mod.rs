@@ -1,6 +1,7 @@
 //! Carries a `Plan` out: prepares everything that can fail because of the user, makes one clone, and lets the
 //! child walk the plan. Decides nothing; a failure is a (stage, index, errno) that the parent puts into words.
 
+mod bind;
 mod bubblewrap;
 mod classic;
 mod confine;
@@ -9,12 +10,14 @@ mod descriptors;
 mod failure;
 mod init;
 mod message;
+mod mountinfo;
 mod prepare;
 mod resolve;
 mod rootfs;
 mod setup;
 mod special;
 mod staging;
+mod submounts;
 mod supervisor;
 
 pub use bubblewrap::follow;
