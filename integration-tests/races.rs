@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -95,5 +95,40 @@ fn a_folder_on_the_way_to_a_source_that_is_swapped_after_planning_leads_nowhere(
         let swapped = with_swap_after_planning(run, || swap_for_link(&above, "/")).expect_code(125);
         assert_eq!(swapped.stdout, "");
         swapped.expect_stderr("hint: it is another file than when the plan");
+    }
+}
+
+#[test]
+fn an_allowed_command_that_is_swapped_after_planning_makes_nothing_else_executable() {
+    let Some(other) = tool("id") else { return };
+    for caller in callers() {
+        // By its name under Landlock, and by a pattern without: then the folder is what is executable.
+        for (pattern, landlock) in [("tool", "best-effort"), ("*", "off")] {
+            let scratch = Scratch::new();
+            let folder = scratch.folder("theirs", caller);
+            let command = folder.join("bin/tool");
+            fs::create_dir(folder.join("bin")).unwrap();
+            fs::copy(tool("cat").unwrap(), &command).unwrap();
+            fs::set_permissions(&command, fs::Permissions::from_mode(0o755)).unwrap();
+            let allowed = format!("{}/{pattern}", folder.join("bin").display());
+            let bind = json!({"source": folder, "target": folder});
+            let profile = with_binds(&[bind], json!({"allowed_commands": [allowed, "env"], "landlock": landlock}));
+            let word = command.display().to_string();
+            let run = || {
+                let run = Shannot::new(caller).profile(&profile);
+                run.args(["-v", "run", "env", &word, "/etc/hostname"])
+            };
+            with_swap_after_planning(run(), || {}).expect_code(0);
+            let swapped = with_swap_after_planning(run(), || {
+                if pattern == "tool" {
+                    swap_for_link(&command, &other);
+                } else {
+                    symlink(&other, folder.join("tool")).unwrap();
+                    swap_for_link(&folder.join("bin"), &folder);
+                }
+            });
+            assert_eq!((swapped.code, swapped.stdout.as_str()), (125, ""), "{swapped:#?}");
+            swapped.expect_stderr("hint: it is another file than when the plan");
+        }
     }
 }

@@ -59,7 +59,7 @@ impl<'a> View<'a> {
     }
 
     /// What a path inside is, its parents being real directories.
-    fn look(&self, path: &SandboxPath) -> Option<Seen> {
+    pub(super) fn look(&self, path: &SandboxPath) -> Option<Seen> {
         let made = |kind| Some(Seen { inside: path.clone(), host: None, kind });
         // The last step wins, as mounts cover what was there before.
         for step in self.steps.iter().rev() {

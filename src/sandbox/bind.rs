@@ -100,7 +100,7 @@ impl NewRoot<'_> {
     }
 
     fn set_attributes(&self, index: usize, tree: &OwnedFd, attributes: Attributes) -> Result<(), Fault> {
-        match sys::set_mount_attributes(tree.as_fd(), true, flags(attributes)) {
+        match sys::set_mount_attributes(tree.as_fd(), true, flags(attributes), 0) {
             // The caller relies on no submount's attributes; the bind's own it has.
             Err(errno) if self.plan.root.lenient => {
                 self.prepared.warn(Fault {
@@ -108,7 +108,7 @@ impl NewRoot<'_> {
                     index: u32::try_from(index).unwrap_or(u32::MAX),
                     errno,
                 });
-                sys::set_mount_attributes(tree.as_fd(), false, flags(attributes))
+                sys::set_mount_attributes(tree.as_fd(), false, flags(attributes), 0)
             }
             result => result,
         }

@@ -105,7 +105,7 @@ fn kept(prepared: &Prepared<'_>, channel: &OwnedFd) -> Vec<RawFd> {
 /// Starts the command's process and comes back when it has executed the command.
 fn spawn(prepared: &Prepared<'_>, settled: &Settled, channel: &OwnedFd) -> Result<Pid, Fault> {
     let plan = prepared.plan;
-    let mut ruleset = plan.landlock.as_ref().map(confine::ruleset).transpose()?;
+    let mut ruleset = plan.landlock.as_ref().map(|landlock| confine::ruleset(plan, landlock)).transpose()?;
     let directory = change_directory(prepared)?;
     let path = find_command(prepared)?;
     // Written by the child, which shares this memory until it executes.

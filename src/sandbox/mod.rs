@@ -7,6 +7,7 @@ mod classic;
 mod confine;
 mod data;
 mod descriptors;
+mod executable;
 mod failure;
 mod init;
 mod message;

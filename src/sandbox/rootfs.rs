@@ -51,11 +51,6 @@ pub(super) fn build(prepared: &Prepared<'_>) -> Result<(), Fault> {
     if let Some(submounts) = submounts {
         submounts.guard()?;
     }
-    for (index, step) in plan.steps.iter().enumerate() {
-        if let Step::Executable { target } = step {
-            allow_execution(target).at_index(Stage::Mount, index)?;
-        }
-    }
     Ok(())
 }
 
@@ -132,8 +127,7 @@ impl<'a> NewRoot<'a> {
             Step::Chmod { target, mode } => self.chmod(index, target, *mode),
             Step::RemountReadOnly { target } => self.remount_read_only(target).at_index(Stage::Mount, index),
             Step::Hide { target } => self.hide(target.as_path()).at_index(Stage::Mount, index),
-            // The last steps of all, done from inside.
-            Step::Executable { .. } => Ok(()),
+            Step::Executable { target } => self.allow_execution(target).at_index(Stage::Mount, index),
         }?;
         if step.target().may_be_root() {
             // What was mounted over the root is the root now.
@@ -288,7 +282,7 @@ impl<'a> NewRoot<'a> {
         }
         let fd = look_up(&self.root, target.as_path(), self.lookup())?;
         let flags = sys::MOUNT_ATTR_RDONLY | sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NODEV;
-        sys::set_mount_attributes(fd.as_fd(), false, flags)
+        sys::set_mount_attributes(fd.as_fd(), false, flags, 0)
     }
 
     /// Makes the new root `/` and lets go of the old one.
@@ -320,17 +314,6 @@ impl<'a> NewRoot<'a> {
             (Err(errno), _) | (_, Err(errno)) => return Err(errno).at(Stage::Detach),
         };
         if same { Ok(()) } else { Err(Errno::EBUSY).at(Stage::Detach) }
-    }
-}
-
-/// Binds an allowed file or folder over itself, without the noexec that everything else has, and read-only, so that
-/// it can't become another program. Inside the new root, where no path leads out.
-fn allow_execution(target: &SandboxPath) -> nix::Result<()> {
-    match bind_over_itself(target.as_path()) {
-        Ok(()) => remount(target.as_path(), TMPFS_FLAGS | MsFlags::MS_RDONLY),
-        // Vanished since the plan was made: then it can't be executed either.
-        Err(Errno::ENOENT) => Ok(()),
-        Err(errno) => Err(errno),
     }
 }
 
