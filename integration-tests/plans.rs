@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use shannot::host::{Capabilities, Files, Host, Kind, Landlock, Program};
+use shannot::host::{Capabilities, Files, Found, Host, Identity, Kind, Landlock, Program};
 use shannot::plan::Plan;
 use shannot::profile::{Caller, Overrides, Profile};
 
@@ -74,8 +74,15 @@ impl Files for Distribution {
         self.kind(&self.follow(path)?)
     }
 
-    fn canonical(&self, path: &Path) -> io::Result<PathBuf> {
-        self.follow(path)
+    fn find(&self, path: &Path) -> io::Result<Found> {
+        let path = self.follow(path)?;
+        Ok(Found { identity: self.identity(&path)?, path })
+    }
+
+    fn identity(&self, path: &Path) -> io::Result<Identity> {
+        let place = self.0.keys().position(|known| known == path);
+        let inode = place.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        Ok(Identity { device: 1, inode: inode as u64 + 1 })
     }
 
     fn names(&self, directory: &Path) -> io::Result<Vec<OsString>> {

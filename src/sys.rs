@@ -282,12 +282,20 @@ pub fn clone_tree(path: &CStr) -> Result<OwnedFd> {
     open_tree(libc::AT_FDCWD, path, libc::AT_RECURSIVE)
 }
 
-/// open_tree(2) of what a descriptor names, without submounts.
+/// open_tree(2): the same without submounts.
+///
+/// # Errors
+/// As [`clone_tree`]; EINVAL also for a mount with others below that are locked to their places.
+pub fn clone_mount(path: &CStr) -> Result<OwnedFd> {
+    open_tree(libc::AT_FDCWD, path, 0)
+}
+
+/// open_tree(2) of what a descriptor names, submounts included.
 ///
 /// # Errors
 /// As [`clone_tree`].
 pub fn clone_tree_at(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
-    open_tree(fd.as_raw_fd(), c"", libc::AT_EMPTY_PATH)
+    open_tree(fd.as_raw_fd(), c"", libc::AT_EMPTY_PATH | libc::AT_RECURSIVE)
 }
 
 fn open_tree(dir: RawFd, path: &CStr, flags: c_int) -> Result<OwnedFd> {
@@ -311,9 +319,9 @@ pub fn attach_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
 ///
 /// # Errors
 /// EPERM when a locked attribute would be cleared; ENOSYS before 5.12.
-pub fn set_mount_attributes(fd: BorrowedFd<'_>, recursive: bool, set: u64) -> Result<()> {
+pub fn set_mount_attributes(fd: BorrowedFd<'_>, recursive: bool, set: u64, clear: u64) -> Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    mount_setattr(fd.as_raw_fd(), c"", flags, set)
+    mount_setattr(fd.as_raw_fd(), c"", flags, set, clear)
 }
 
 /// mount_setattr(2) on the mount at a path relative to the working directory.
@@ -321,11 +329,11 @@ pub fn set_mount_attributes(fd: BorrowedFd<'_>, recursive: bool, set: u64) -> Re
 /// # Errors
 /// As [`set_mount_attributes`].
 pub fn set_mount_attributes_here(path: &CStr, set: u64) -> Result<()> {
-    mount_setattr(libc::AT_FDCWD, path, 0, set)
+    mount_setattr(libc::AT_FDCWD, path, 0, set, 0)
 }
 
-fn mount_setattr(dir: RawFd, path: &CStr, flags: c_int, attr_set: u64) -> Result<()> {
-    let attributes = MountAttr { attr_set, attr_clr: 0, propagation: 0, userns_fd: 0 };
+fn mount_setattr(dir: RawFd, path: &CStr, flags: c_int, attr_set: u64, attr_clr: u64) -> Result<()> {
+    let attributes = MountAttr { attr_set, attr_clr, propagation: 0, userns_fd: 0 };
     let (path, attributes) = (path.as_ptr(), &raw const attributes);
     // SAFETY: the path is NUL-terminated and the structure is alive, of the size that is passed.
     check(unsafe { libc::syscall(libc::SYS_mount_setattr, dir, path, flags, attributes, size_of::<MountAttr>()) })

@@ -238,6 +238,9 @@ pub(super) struct Verify {
     /// Also try this command, which must be refused or fail
     #[arg(long, value_name = "COMMAND", num_args = 1..)]
     pub(super) disallowed_command: Vec<String>,
+    /// Try it on this way to isolate
+    #[arg(long, value_name = "BACKEND", default_value = "auto")]
+    pub(super) backend: Backend,
     /// As JSON
     #[arg(long)]
     pub(super) json: bool,

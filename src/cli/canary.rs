@@ -40,6 +40,8 @@ pub(super) struct Task {
     pub(super) seccomp: bool,
     /// The root itself is read-only.
     pub(super) root_is_sealed: bool,
+    /// Of the capability sets the bounding set need not be empty.
+    pub(super) bounding_set_may_stay: bool,
     /// Programs in memory files can't be executed either.
     pub(super) no_memory_files: bool,
     /// New user namespaces are to be refused.
@@ -91,7 +93,11 @@ pub(super) fn run(task: &str) -> io::Result<()> {
     if task.root_is_sealed {
         add("the root can't be written".into(), write_is_refused(Path::new("/")));
     }
-    add("no capability is held".into(), status_is("Cap", |value| value.trim_start_matches('0').is_empty()));
+    let is_empty = |value: &str| value.trim_start_matches('0').is_empty();
+    let sets: &[&str] =
+        if task.bounding_set_may_stay { &["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] } else { &["Cap"] };
+    let held = sets.iter().map(|set| status_is(set, is_empty)).find(Result::is_err);
+    add("no capability is held".into(), held.unwrap_or_else(|| status_is("CapEff:", is_empty)));
     add("no_new_privs is set".into(), status_is("NoNewPrivs:", |value| value == "1"));
     add("only descriptors 0 to 2 are open".into(), only_standard_descriptors());
     add("the environment is the profile's".into(), environment_is(&task.environment));

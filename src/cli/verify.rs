@@ -16,8 +16,8 @@ use super::canary::{self, Finding, Task};
 use super::output::{self, Complaint};
 use super::profiles::warnings;
 use crate::host::Host;
-use crate::plan::{Plan, Step};
-use crate::policy::{Network, Policy};
+use crate::plan::{Plan, Rights, Rule, RuleObject, Step};
+use crate::policy::{FsOp, Network, Policy};
 use crate::profile::{Caller, Overrides};
 use crate::report::{Ending, Enforcement, Layer};
 use crate::sandbox::{self, Image, Stdio};
@@ -36,6 +36,7 @@ pub(super) fn verify(common: &Common, options: &Verify) -> Result<u8, Complaint>
     let mut policy = profile.policy(&Overrides::default(), &caller)?;
     // The canary's time is not the command's, and its report must be writable.
     policy.limits = crate::policy::Limits::default();
+    policy.backend = options.backend.into();
     let host = Host::probe().tried();
     let plan = Plan::new(&policy, &host)?;
     let mut findings = release_canary(plan.clone(), &task(&policy, &plan, &host))?;
@@ -59,11 +60,15 @@ fn task(policy: &Policy, plan: &Plan, host: &Host) -> Task {
     let targets = |wanted: fn(&Step) -> bool| plan.steps.iter().filter(|step| wanted(step)).map(path).collect();
     let is_on = |layer| !matches!(plan.expected.get(&layer), None | Some(Enforcement::Off { .. }));
     let forbidden = forbidden_program(plan, host);
+    if plan.in_place.is_some() {
+        return task_in_place(policy, plan, forbidden);
+    }
     Task {
         read_only: targets(|step| matches!(step, Step::Bind { attributes, .. } if attributes.read_only)),
         hidden: targets(|step| matches!(step, Step::Hide { .. })),
         writable: targets(|step| matches!(step, Step::Tmpfs { .. })),
         root_is_sealed: plan.root.seal,
+        bounding_set_may_stay: false,
         environment: plan.command.environment.iter().map(|(name, _)| name.to_string_lossy().into_owned()).collect(),
         network_isolated: policy.network != Network::Host,
         no_tcp: is_on(Layer::LandlockNet),
@@ -82,13 +87,57 @@ fn task(policy: &Policy, plan: &Plan, host: &Host) -> Task {
     }
 }
 
+/// The same where there is no root of its own: what is shown is what the rules say.
+fn task_in_place(policy: &Policy, plan: &Plan, forbidden: Option<PathBuf>) -> Task {
+    let rules = plan.landlock.iter().flat_map(|landlock| &landlock.rules);
+    let paths = |wanted: &[Rights]| -> Vec<PathBuf> {
+        let path = |rule: &Rule| match &rule.object {
+            RuleObject::Path(path) if rule.directory && wanted.contains(&rule.rights) => {
+                Some(path.as_path().to_owned())
+            }
+            _ => None,
+        };
+        rules.clone().filter_map(path).collect()
+    };
+    let writable = paths(&[Rights::Write]);
+    let is_scratch = |path: &&PathBuf| {
+        let scratch = plan.in_place.as_ref().and_then(|in_place| in_place.scratch.as_ref());
+        scratch.is_some_and(|scratch| scratch.path == **path)
+    };
+    let mut read_only = paths(&[Rights::Read, Rights::ReadExecute]);
+    read_only.retain(|path| !writable.contains(path));
+    let hidden = policy.fs.iter().filter_map(|op| match op {
+        FsOp::Hide { target } => Some(target.as_path().to_owned()),
+        _ => None,
+    });
+    Task {
+        read_only,
+        hidden: hidden.collect(),
+        writable: writable.iter().filter(is_scratch).cloned().collect(),
+        root_is_sealed: true,
+        bounding_set_may_stay: true,
+        environment: plan.command.environment.iter().map(|(name, _)| name.to_string_lossy().into_owned()).collect(),
+        network_isolated: policy.network != Network::Host,
+        no_tcp: policy.network != Network::Host,
+        fresh_proc: false,
+        landlock: true,
+        seccomp: true,
+        exec_once: plan.exec_once,
+        no_user_namespaces: true,
+        no_memory_files: plan.executables.is_some(),
+        loader: forbidden.as_ref().and_then(|_| plan.in_place.as_ref()?.loaders.first().cloned()),
+        forbidden,
+        supervisor: i32::try_from(std::process::id()).unwrap_or(0),
+    }
+}
+
 /// A program of the host's that is not on the allowlist.
 fn forbidden_program(plan: &Plan, host: &Host) -> Option<PathBuf> {
     let executables = plan.executables.as_ref()?;
     let is_allowed = |path: &Path| executables.executable().any(|allowed| path.starts_with(allowed.as_path()));
     ["/usr/bin/id", "/usr/bin/env", "/bin/sh", "/bin/true", "/bin/busybox"]
         .iter()
-        .filter_map(|path| host.files.canonical(Path::new(path)).ok())
+        .filter_map(|path| host.files.find(Path::new(path)).ok().map(|found| found.path))
         .find(|path| !is_allowed(path))
 }
 

@@ -5,9 +5,11 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::libc;
 
 use super::{Program, parse_program};
@@ -28,6 +30,24 @@ pub enum Kind {
     Other,
 }
 
+/// Which file it is, whatever its name (stat(2), st_dev and st_ino).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// Device.
+    pub device: u64,
+    /// Inode number on it. No file has 0.
+    pub inode: u64,
+}
+
+/// What a path leads to, links followed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Its path without links, `.` and `..`.
+    pub path: PathBuf,
+    /// The file at that path.
+    pub identity: Identity,
+}
+
 /// The host's files, as far as a plan needs to know them.
 pub trait Files {
     /// lstat(2).
@@ -42,11 +62,17 @@ pub trait Files {
     /// stat(2)'s.
     fn target_kind(&self, path: &Path) -> io::Result<Kind>;
 
-    /// The path without links, `.` and `..`, as realpath(3).
+    /// What a path names in the end, links followed: name and file belong together, whoever renames meanwhile.
     ///
     /// # Errors
-    /// realpath's.
-    fn canonical(&self, path: &Path) -> io::Result<PathBuf>;
+    /// open(2)'s; ENOENT for what has no path.
+    fn find(&self, path: &Path) -> io::Result<Found>;
+
+    /// Which file a path names, links not followed, when [`Files::kind`] looked at it.
+    ///
+    /// # Errors
+    /// lstat(2)'s.
+    fn identity(&self, path: &Path) -> io::Result<Identity>;
 
     /// Names in a directory, sorted.
     ///
@@ -64,12 +90,15 @@ pub trait Files {
     fn cached_libraries(&self, name: &str) -> Vec<PathBuf>;
 }
 
+/// What lstat(2) said.
+type Seen = (Kind, Identity);
+
 /// The files of the machine that this runs on. Remembers what it saw: a plan asks for the same directories again and
 /// again, and should see one state of them.
 #[derive(Debug, Default)]
 pub struct LocalFiles {
     /// By the path's bytes: as a `Path` each comparison would parse it.
-    kinds: RefCell<HashMap<OsString, Result<Kind, i32>>>,
+    seen: RefCell<HashMap<OsString, Result<Seen, i32>>>,
     loader_cache: OnceCell<Vec<u8>>,
 }
 
@@ -86,23 +115,59 @@ fn kind_of(path: &Path, metadata: &std::fs::Metadata) -> io::Result<Kind> {
     })
 }
 
+fn identity_of(metadata: &std::fs::Metadata) -> Identity {
+    Identity { device: metadata.dev(), inode: metadata.ino() }
+}
+
+/// What has no link and no `..` on its way, and so is called what the path says: the usual case, and the cheaper one.
+fn open_without_links(path: &Path) -> Option<File> {
+    if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
+        return None;
+    }
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    openat2(AT_FDCWD, path, how).ok().map(File::from)
+}
+
+impl LocalFiles {
+    fn look<T>(&self, path: &Path, part: impl Fn(&Seen) -> T) -> io::Result<T> {
+        if let Some(known) = self.seen.borrow().get(path.as_os_str()) {
+            return known.as_ref().map(part).map_err(|errno| io::Error::from_raw_os_error(*errno));
+        }
+        let seen = std::fs::symlink_metadata(path)
+            .and_then(|metadata| Ok((kind_of(path, &metadata)?, identity_of(&metadata))))
+            .map_err(|error| error.raw_os_error().unwrap_or(libc::EIO));
+        let result = seen.as_ref().map(part).map_err(|errno| io::Error::from_raw_os_error(*errno));
+        self.seen.borrow_mut().insert(path.into(), seen);
+        result
+    }
+}
+
 impl Files for LocalFiles {
     fn kind(&self, path: &Path) -> io::Result<Kind> {
-        if let Some(known) = self.kinds.borrow().get(path.as_os_str()) {
-            return known.clone().map_err(io::Error::from_raw_os_error);
-        }
-        let kind = std::fs::symlink_metadata(path).and_then(|metadata| kind_of(path, &metadata));
-        let known = kind.as_ref().map(Kind::clone).map_err(|error| error.raw_os_error().unwrap_or(libc::EIO));
-        self.kinds.borrow_mut().insert(path.into(), known);
-        kind
+        self.look(path, |(kind, _)| kind.clone())
     }
 
     fn target_kind(&self, path: &Path) -> io::Result<Kind> {
         kind_of(path, &std::fs::metadata(path)?)
     }
 
-    fn canonical(&self, path: &Path) -> io::Result<PathBuf> {
-        std::fs::canonicalize(path)
+    fn find(&self, path: &Path) -> io::Result<Found> {
+        if let Some(file) = open_without_links(path) {
+            let identity = identity_of(&file.metadata()?);
+            return Ok(Found { path: path.components().collect(), identity });
+        }
+        let file = File::options().read(true).custom_flags(libc::O_PATH).open(path)?;
+        let identity = identity_of(&file.metadata()?);
+        let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+        // A pipe, or a place outside of this process's root.
+        if !path.is_absolute() {
+            return Err(io::Error::from_raw_os_error(libc::ENOENT));
+        }
+        Ok(Found { path, identity })
+    }
+
+    fn identity(&self, path: &Path) -> io::Result<Identity> {
+        self.look(path, |(_, identity)| *identity)
     }
 
     fn names(&self, directory: &Path) -> io::Result<Vec<OsString>> {

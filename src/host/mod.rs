@@ -20,7 +20,7 @@ use nix::unistd::{AccessFlags, access};
 use crate::sys;
 
 pub use explain::{Cause, apparmor_profile, why_refused};
-pub use files::{Files, Kind, LocalFiles};
+pub use files::{Files, Found, Identity, Kind, LocalFiles};
 pub use program::{Elf, Program, parse_program};
 pub use survey::{Cgroups, Survey};
 pub use trial::{Ability, Ground, Trial};

@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
+use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
@@ -112,12 +113,18 @@ pub struct Trial {
     pub user: Ground,
     /// As root, without one.
     pub plain: Ground,
+    /// A session keyring of its own can be joined, which needs no namespace.
+    pub keyring: Result<(), Errno>,
 }
 
 impl Trial {
     /// Tries. Takes a few milliseconds, so not for each run.
     pub fn new(uid: u32, gid: u32) -> Self {
-        Self { user: ground(CloneFlags::CLONE_NEWUSER, Some((uid, gid))), plain: ground(CloneFlags::empty(), None) }
+        Self {
+            user: ground(CloneFlags::CLONE_NEWUSER, Some((uid, gid))),
+            plain: ground(CloneFlags::empty(), None),
+            keyring: try_keyring(),
+        }
     }
 }
 
@@ -134,6 +141,22 @@ fn ground(flags: CloneFlags, ids: Option<(u32, u32)>) -> Ground {
             None => Err(Errno::ENOSYS),
         }
     })
+}
+
+/// In a child, whose keyring it then is.
+fn try_keyring() -> nix::Result<()> {
+    match sys::clone_process(CloneFlags::empty())? {
+        sys::Side::Child => {
+            let errno = sys::join_new_session_keyring().err().map_or(0, |errno| errno as i32);
+            // Errnos of this call fit an exit status.
+            sys::exit_now(errno)
+        }
+        sys::Side::Parent(pid) => match sys::wait4(Some(pid), 0)? {
+            Some(waited) if waited.status == 0 => Ok(()),
+            Some(waited) if libc::WIFEXITED(waited.status) => Err(Errno::from_raw(libc::WEXITSTATUS(waited.status))),
+            _ => Err(Errno::EPERM),
+        },
+    }
 }
 
 /// Lets a child try, and reads its answers. The error is what keeps it from beginning.

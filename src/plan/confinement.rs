@@ -85,6 +85,9 @@ pub(super) fn decide(plan: &mut Plan, policy: &Policy, host: &Host, choice: &Cho
     if plan.rung == Rung::Namespaces {
         expect(plan, policy, host, choice);
     }
+    if !plan.new_keyring {
+        plan.expected.insert(Layer::Keyring, Enforcement::by("seccomp: no call on keys works"));
+    }
     limit_layers(&mut plan.expected, &policy.limits, plan.rung);
     require(plan, policy)
 }

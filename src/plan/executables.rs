@@ -3,7 +3,7 @@
 //! (mmap(2): EPERM for PROT_EXEC on a noexec mount), and Landlock EXECUTE names the commands and loaders.
 
 use std::cell::OnceCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::view::{Seen, View};
 use super::{PlanError, Step, inside, search_path, variable};
-use crate::host::{Elf, Host, Kind, Program};
+use crate::host::{Elf, Host, Identity, Kind, Program};
 use crate::policy::{CommandEnforcement, Policy, SandboxPath};
 use crate::sys;
 
@@ -30,6 +30,9 @@ pub struct Executables {
     pub library_folders: BTreeSet<SandboxPath>,
     /// Allowed scripts whose interpreter is not allowed: they can't start.
     pub scripts_without_interpreter: BTreeSet<(SandboxPath, PathBuf)>,
+    /// Which files and folders of the host all these are: no other one under such a name becomes executable.
+    #[serde(skip)]
+    pub identities: BTreeMap<SandboxPath, Identity>,
     /// Allowed files that are many commands in one, which the kernel can't tell apart.
     pub many_commands: BTreeSet<SandboxPath>,
 }
@@ -106,6 +109,7 @@ pub(super) fn build(
         search.allow(pattern);
     }
     search.follow_programs();
+    search.identify();
     Ok(Some(search.found))
 }
 
@@ -201,6 +205,17 @@ impl Search<'_> {
                 _ => {}
             }
         }
+    }
+
+    /// What the sandbox itself makes is nobody else's to change, and has no file of the host behind it.
+    fn identify(&mut self) {
+        let found = &self.found;
+        let folders = found.folders.iter().chain(&found.library_folders);
+        let all = folders.chain(&found.commands).chain(&found.loaders).chain(&found.libraries);
+        let of_host = all.filter_map(|path| Some((path, self.view.look(path)?.host?)));
+        // What can't be looked at any more is no file: none has the number 0.
+        let identity = |host: &Path| self.host.files.identity(host).unwrap_or_default();
+        self.found.identities = of_host.map(|(path, host)| (path.clone(), identity(&host))).collect();
     }
 
     fn check_interpreter(&mut self, script: SandboxPath, interpreter: PathBuf) {

@@ -112,3 +112,8 @@ pub(super) fn list<S: Serializer>(filters: &[Filter], serializer: S) -> Result<S
         flags,
     }))
 }
+
+/// Whether no key of the caller's can be used under the filters, whatever session keyring there is.
+pub(super) fn refuse_keys(filters: &[Filter]) -> bool {
+    filters.iter().any(|filter| filter.program.refuses_keys())
+}

@@ -6,6 +6,7 @@ mod confinement;
 mod error;
 mod executables;
 mod filters;
+mod hide;
 mod in_place;
 mod ladder;
 mod render;
@@ -91,6 +92,8 @@ pub struct Plan {
     /// Wall-clock limit, seconds, and the grace behind it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Timeout>,
+    /// A new session keyring is joined; else no call on keys works inside.
+    pub new_keyring: bool,
     /// The command gets a session of its own: no terminal, and no signal to the caller's process group.
     pub new_session: bool,
     /// The kernel's new mount interface is used (Linux 5.12), else mount(2).
@@ -239,6 +242,7 @@ impl Plan {
                 after,
                 kill_after: policy.limits.kill_after.unwrap_or(Limits::DEFAULT_KILL_AFTER),
             }),
+            new_keyring: true,
             new_session: policy.new_session,
             mount_api: host.mount_api,
             expected: Effective::new(),
@@ -250,6 +254,8 @@ impl Plan {
         if wants_none && !has_user && host.uid != 0 && plan.rung == Rung::Namespaces {
             return Err(PlanError::NeedsPrivilege);
         }
+        let keyring_is_refused = host.trial.as_ref().is_some_and(|trial| trial.keyring.is_err());
+        plan.new_keyring = !(keyring_is_refused && filters::refuse_keys(&plan.filters));
         plan.mark_noexec();
         confinement::decide(&mut plan, policy, host, &choice)?;
         Ok(plan)
@@ -265,9 +271,14 @@ impl Plan {
         self.filters.len() > usize::from(self.gate)
     }
 
-    /// Whether another plan would go about it in the same way, so that it would fail at the same step.
+    /// Whether another plan asks the kernel for the same things, so that the same would be refused. What files say by now
+    /// is no other way.
     pub fn goes_the_way_of(&self, other: &Plan) -> bool {
-        self.rung == other.rung && self.namespaces == other.namespaces && self.steps == other.steps
+        let has_procfs = |plan: &Plan| plan.steps.iter().any(|step| matches!(step, Step::Proc { .. }));
+        self.rung == other.rung
+            && self.namespaces == other.namespaces
+            && has_procfs(self) == has_procfs(other)
+            && self.new_keyring == other.new_keyring
     }
 
     /// Under a kernel-held allowlist nothing is executable but the allowed files, which are bound over themselves.
@@ -314,6 +325,7 @@ fn root_rules(policy: &Policy, root_is_chosen: bool) -> RootRules {
             receive_mounts: false,
             lenient: false,
             walk_by_hand: false,
+            guard_submounts: true,
         },
         Some(asked) => RootRules {
             seal: false,
@@ -323,6 +335,7 @@ fn root_rules(policy: &Policy, root_is_chosen: bool) -> RootRules {
             receive_mounts: true,
             lenient: asked.lenient,
             walk_by_hand: asked.walk_by_hand,
+            guard_submounts: false,
         },
     }
 }

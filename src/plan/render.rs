@@ -64,6 +64,9 @@ impl Plan {
         for step in &self.steps {
             writeln!(f, "  {step}")?;
         }
+        if self.root.guard_submounts {
+            writeln!(f, "  cover a procfs that a bind brings along; make a sysfs and the like read-only")?;
+        }
         if self.root.seal {
             writeln!(f, "  make the root itself read-only")?;
         }
@@ -87,7 +90,8 @@ impl Plan {
         writeln!(f, "\nconfine:")?;
         let session = if self.new_session { ", new session" } else { "" };
         match &self.bubblewrap {
-            None => writeln!(f, "  close descriptors above 2, new session keyring{session}")?,
+            None if self.new_keyring => writeln!(f, "  close descriptors above 2, new session keyring{session}")?,
+            None => writeln!(f, "  close descriptors above 2{session}")?,
             Some(asked) => {
                 let first = if asked.init { "a process of ours reaps" } else { "the command is the first process" };
                 writeln!(f, "  {first}{session}")?;

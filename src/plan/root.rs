@@ -6,9 +6,10 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 
+use super::hide::Hiding;
 use super::view::View;
 use super::{PlanError, inside, lossy_list, lossy_path};
-use crate::host::{Host, Kind};
+use crate::host::{Found, Host, Identity, Kind};
 use crate::policy::{Access, FsOp, LandlockMode, OverlayTop, Placement, Policy, SandboxPath};
 
 /// One step on the new root. Targets are resolved under its descriptor and never lead out of it.
@@ -29,6 +30,10 @@ pub enum Step {
         /// The source is the host's procfs, and this of it is covered. No other source may turn out to be that.
         #[serde(skip_serializing_if = "Option::is_none")]
         cover: Option<ProcCover>,
+        /// The file that all this was decided for: no other one may be bound. None for procfs, whose files come and go, and
+        /// where the caller's names are all that was asked for.
+        #[serde(skip)]
+        identity: Option<Identity>,
     },
     /// Bind what a descriptor of the caller's names, with its submounts.
     BindDescriptor {
@@ -213,6 +218,8 @@ pub struct RootRules {
     pub lenient: bool,
     /// Paths are walked by hand, as without openat2(2).
     pub walk_by_hand: bool,
+    /// A procfs that is mounted below a source is covered, a sysfs and the like are read-only.
+    pub guard_submounts: bool,
 }
 
 /// A bind or tmpfs that is left out.
@@ -236,11 +243,16 @@ pub(super) struct Root {
 
 pub(super) fn build(policy: &Policy, host: &Host, fresh_procfs: bool) -> Result<Root, PlanError> {
     let mut root = Root { steps: Vec::new(), skipped: Vec::new(), has_devpts: false };
+    let mut hiding = Hiding::default();
     for (index, op) in policy.fs.iter().enumerate() {
+        if matches!(op, FsOp::Bind { .. } | FsOp::Tmpfs { .. }) {
+            hiding.make_room(&mut root.steps, op.target());
+        }
         match op {
             FsOp::Bind { source, target, access, optional } => {
                 let later = policy.fs.get(index + 1..).unwrap_or_default();
-                bind(&mut root, policy, host, &Bind { source, target, access: *access, optional: *optional, later })?;
+                let bind = Bind { source, target, access: *access, optional: *optional, later };
+                add_bind(&mut root, &mut hiding, policy, host, &bind)?;
             }
             FsOp::BindDescriptor { fd, target, access } => root.steps.push(Step::BindDescriptor {
                 fd: *fd,
@@ -277,9 +289,10 @@ pub(super) fn build(policy: &Policy, host: &Host, fresh_procfs: bool) -> Result<
             }
             FsOp::Chmod { target, mode } => root.steps.push(Step::Chmod { target: target.clone(), mode: *mode }),
             FsOp::RemountReadOnly { target } => root.steps.push(Step::RemountReadOnly { target: target.clone() }),
-            FsOp::Hide { target } => root.steps.push(Step::Hide { target: target.clone() }),
+            FsOp::Hide { target } => hiding.hide(&mut root.steps, host.files.as_ref(), target),
         }
     }
+    hiding.finish(&mut root.steps);
     Ok(root)
 }
 
@@ -292,7 +305,14 @@ fn proc(policy: &Policy, host: &Host, target: &SandboxPath, fresh: bool) -> Step
         } else if has_landlock(policy, host) {
             // The host's shows its processes, and Landlock keeps the sandbox from looking through them.
             let attributes = Attributes::of(Access::ReadOnly);
-            Step::Bind { source: "/proc".into(), target, directory: true, attributes, cover: Some(masked) }
+            Step::Bind {
+                source: "/proc".into(),
+                target,
+                directory: true,
+                attributes,
+                cover: Some(masked),
+                identity: None,
+            }
         } else {
             Step::Dir { target, mode: 0o555 }
         };
@@ -305,7 +325,7 @@ fn proc(policy: &Policy, host: &Host, target: &SandboxPath, fresh: bool) -> Step
     }
     // Without a pid namespace of its own it sees the host's processes anyway.
     let attributes = Attributes::of(Access::ReadWrite);
-    Step::Bind { source: "/proc".into(), target, directory: true, attributes, cover: Some(cover) }
+    Step::Bind { source: "/proc".into(), target, directory: true, attributes, cover: Some(cover), identity: None }
 }
 
 fn has_landlock(policy: &Policy, host: &Host) -> bool {
@@ -344,8 +364,15 @@ struct Bind<'a> {
     later: &'a [FsOp],
 }
 
-fn bind(root: &mut Root, policy: &Policy, host: &Host, bind: &Bind<'_>) -> Result<(), PlanError> {
+fn add_bind(
+    root: &mut Root,
+    hiding: &mut Hiding,
+    policy: &Policy,
+    host: &Host,
+    bind: &Bind<'_>,
+) -> Result<(), PlanError> {
     let Bind { source, target, access, optional, later } = bind;
+    let cannot_bind = |cause| PlanError::Source { origin: source.to_path_buf(), target: (*target).clone(), cause };
     // Where a link is always followed, it need not be looked at.
     let follow = policy.bubblewrap.is_some();
     let mut kind = if follow { host.files.target_kind(source) } else { host.files.kind(source) };
@@ -369,17 +396,18 @@ fn bind(root: &mut Root, policy: &Policy, host: &Host, bind: &Bind<'_>) -> Resul
             root.skipped.push(skipped);
             return Ok(());
         }
-        Err(cause) => return Err(PlanError::Source { origin: source.to_path_buf(), target: (*target).clone(), cause }),
+        Err(cause) => return Err(cannot_bind(cause)),
     };
     let directory = kind == Kind::Directory;
     if policy.bubblewrap.is_some() {
         // What it shows is the caller's choice.
         let (source, target) = (source.to_path_buf(), (*target).clone());
-        root.steps.push(Step::Bind { source, target, directory, attributes: Attributes::of(*access), cover: None });
+        let attributes = Attributes::of(*access);
+        root.steps.push(Step::Bind { source, target, directory, attributes, cover: None, identity: None });
         return Ok(());
     }
     // Links and `..` may lead anywhere. What they lead to decides, and is what is bound.
-    let real = host.files.canonical(source).unwrap_or_else(|_| source.to_path_buf());
+    let Found { path: real, identity } = host.files.find(source).map_err(cannot_bind)?;
     let from_proc = real.starts_with("/proc");
     if from_proc && !has_landlock(policy, host) {
         return Err(PlanError::HostProc(source.to_path_buf()));
@@ -387,8 +415,10 @@ fn bind(root: &mut Root, policy: &Policy, host: &Host, bind: &Bind<'_>) -> Resul
     let is_root = real.as_os_str() == "/";
     let attributes = Attributes { read_only: *access == Access::ReadOnly || from_proc, ..Attributes::of(*access) };
     let cover = from_proc.then_some(if real.as_os_str() == "/proc" { ProcCover::Masked } else { ProcCover::Nothing });
-    let source = if from_proc || is_root { real } else { source.to_path_buf() };
-    root.steps.push(Step::Bind { source, target: (*target).clone(), directory, attributes, cover });
+    let shown = if from_proc || is_root { real.clone() } else { source.to_path_buf() };
+    let identity = (!from_proc).then_some(identity);
+    root.steps.push(Step::Bind { source: shown, target: (*target).clone(), directory, attributes, cover, identity });
+    hiding.show(&mut root.steps, source, real, target);
     let proc = target.join("proc");
     let has_own = later.iter().any(|op| matches!(op, FsOp::Proc { target } if *target == proc));
     if is_root && !has_own {

@@ -59,7 +59,7 @@ impl<'a> View<'a> {
     }
 
     /// What a path inside is, its parents being real directories.
-    fn look(&self, path: &SandboxPath) -> Option<Seen> {
+    pub(super) fn look(&self, path: &SandboxPath) -> Option<Seen> {
         let made = |kind| Some(Seen { inside: path.clone(), host: None, kind });
         // The last step wins, as mounts cover what was there before.
         for step in self.steps.iter().rev() {
@@ -70,7 +70,7 @@ impl<'a> View<'a> {
                     let mut kind = self.files.kind(&host).ok();
                     if rest.as_os_str().is_empty() && matches!(kind, Some(Kind::Link(_))) {
                         // A bind follows its source.
-                        host = self.files.canonical(&host).ok()?;
+                        host = self.files.find(&host).ok()?.path;
                         kind = self.files.kind(&host).ok();
                     }
                     return match kind {

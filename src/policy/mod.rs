@@ -204,7 +204,8 @@ pub enum FsOp {
         /// A mount point.
         target: SandboxPath,
     },
-    /// An empty, unreadable thing of the same kind over `target`; nothing if there is no `target`.
+    /// An empty, unreadable thing of the same kind over `target`, and over all that earlier binds show of what it is on the
+    /// host; nothing if there is nothing. What comes later and names it is shown.
     Hide {
         /// What to hide.
         target: SandboxPath,

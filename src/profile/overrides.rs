@@ -59,16 +59,17 @@ impl Overrides {
         for path in &self.hide {
             hidden.push(inside("--hide", path, caller)?);
         }
-        let (shown, covered) = self.binds(&hidden, caller)?;
-        policy.fs.extend(covered);
-        hide_everywhere(&mut policy, &hidden);
+        let (shown, others) = self.binds(&hidden, caller)?;
+        policy.fs.extend(others);
+        policy.fs.extend(hidden.into_iter().map(|target| FsOp::Hide { target }));
         policy.fs.extend(shown);
         self.apply_environment(&mut policy)?;
         self.apply_rest(&mut policy, caller)?;
         Ok(policy)
     }
 
-    /// The binds and tmpfs: those that name a hidden path itself, which therefore win over hiding, and the others.
+    /// The binds and tmpfs: those that name a hidden path, or something below it, and therefore win over hiding, and the
+    /// others. Names count as they are typed.
     fn binds(&self, hidden: &[SandboxPath], caller: &Caller) -> Result<(Vec<FsOp>, Vec<FsOp>), ProfileError> {
         let mut ops = Vec::new();
         for path in &self.tmpfs {
@@ -80,8 +81,11 @@ impl Overrides {
             let (source, target) = source_and_target(option, text, caller)?;
             ops.push(FsOp::Bind { source, target, access, optional: false });
         }
-        let names_hidden = |op: &FsOp| hidden.iter().any(|path| op.target().is_under(path));
-        Ok(ops.into_iter().partition(names_hidden))
+        let names = |op: &FsOp, hidden: &SandboxPath| match op {
+            FsOp::Bind { source, .. } if source.starts_with(hidden.as_path()) => true,
+            op => op.target().is_under(hidden),
+        };
+        Ok(ops.into_iter().partition(|op| hidden.iter().any(|path| names(op, path))))
     }
 
     fn apply_environment(&self, policy: &mut Policy) -> Result<(), ProfileError> {
@@ -144,22 +148,6 @@ impl Overrides {
         policy.allow_degraded.extend(layers("--allow-degraded", &self.allow_degraded)?);
         Ok(())
     }
-}
-
-/// Hides each path under every name by which a bind shows it.
-fn hide_everywhere(policy: &mut Policy, hidden: &[SandboxPath]) {
-    let mut targets: Vec<SandboxPath> = hidden.to_vec();
-    for op in &policy.fs {
-        let FsOp::Bind { source, target, .. } = op else { continue };
-        for path in hidden {
-            if let Ok(below) = path.as_path().strip_prefix(source)
-                && source != target.as_path()
-            {
-                targets.push(target.join(below));
-            }
-        }
-    }
-    policy.fs.extend(targets.into_iter().map(|target| FsOp::Hide { target }));
 }
 
 /// A path on the command line is relative to the caller's directory, as everywhere.

@@ -1,15 +1,14 @@
 //! Binds by mount(2), for kernels before 5.12 and filters that hide the newer calls. Attributes are set mount by
 //! mount from /proc/self/mountinfo, which is read for each bind that has them.
 
-use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::unistd::{chroot, fchdir};
 
+use super::mountinfo;
 use super::resolve::open_in_root;
 use crate::plan::Attributes;
 
@@ -42,7 +41,7 @@ pub(super) fn set_attributes(
     let top = Path::new("/").join(name);
     let table = layout.mount_table()?;
     let mut found = false;
-    for entry in table.split(|byte| *byte == b'\n').filter_map(parse) {
+    for entry in mountinfo::entries(&table) {
         if !entry.point.starts_with(&top) {
             continue;
         }
@@ -86,67 +85,4 @@ fn wanted(attributes: Attributes) -> MsFlags {
         | flag(attributes.read_only, MsFlags::MS_RDONLY)
         | flag(attributes.nodev, MsFlags::MS_NODEV)
         | flag(attributes.noexec, MsFlags::MS_NOEXEC)
-}
-
-struct Entry {
-    point: PathBuf,
-    flags: MsFlags,
-}
-
-/// A line of mountinfo (proc(5)): the fifth field is the mount point, the sixth its options. Flags that the host
-/// set are locked in a user namespace, so a remount must repeat them.
-fn parse(line: &[u8]) -> Option<Entry> {
-    let mut fields = line.split(|byte| *byte == b' ');
-    let point = unescape(fields.nth(4)?);
-    let options = std::str::from_utf8(fields.next()?).ok()?;
-    let flags = options.split(',').filter_map(|option| {
-        Some(match option {
-            "ro" => MsFlags::MS_RDONLY,
-            "nosuid" => MsFlags::MS_NOSUID,
-            "nodev" => MsFlags::MS_NODEV,
-            "noexec" => MsFlags::MS_NOEXEC,
-            "noatime" => MsFlags::MS_NOATIME,
-            "nodiratime" => MsFlags::MS_NODIRATIME,
-            "relatime" => MsFlags::MS_RELATIME,
-            _ => return None,
-        })
-    });
-    Some(Entry { point: PathBuf::from(OsString::from_vec(point)), flags: flags.collect() })
-}
-
-/// Blanks, tabs, newlines and backslashes are octal in mountinfo.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&first, tail)) = rest.split_first() {
-        let octal = tail
-            .get(..3)
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match octal {
-            Some(byte) if first == b'\\' => {
-                plain.push(byte);
-                rest = tail.get(3..).unwrap_or_default();
-            }
-            _ => {
-                plain.push(first);
-                rest = tail;
-            }
-        }
-    }
-    plain
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mountinfo_lines_are_read_with_escapes() {
-        let entry = parse(br"36 35 98:0 /mnt1 /mnt\0402 ro,noexec,relatime master:1 - ext3 /dev/root rw").unwrap();
-        assert_eq!(entry.point, Path::new("/mnt 2"));
-        assert_eq!(entry.flags, MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC | MsFlags::MS_RELATIME);
-        assert!(parse(b"").is_none());
-        assert_eq!(unescape(br"a\1"), br"a\1");
-    }
 }

@@ -7,8 +7,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use landlock::{
-    ABI, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
-    RulesetCreated, RulesetCreatedAttr, RulesetStatus, Scope,
+    ABI, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreated,
+    RulesetCreatedAttr, RulesetStatus, Scope,
 };
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
@@ -16,11 +16,12 @@ use nix::sys::prctl;
 use nix::unistd::{execve, execveat};
 
 use super::descriptors::close_all_but;
+use super::executable::open_planned;
 use super::failure::{At, Fault, Stage};
 use super::message::Message;
 use super::prepare::Prepared;
 use super::resolve::open_real;
-use crate::plan::{CapabilityPlan, LandlockPlan, Rights, RuleObject};
+use crate::plan::{CapabilityPlan, LandlockPlan, Plan, Rights, RuleObject};
 use crate::sys;
 
 /// Proof that the capabilities are those of the plan, and that none can be gained.
@@ -159,7 +160,7 @@ pub(super) fn confine_signals(_: &Settled) -> Result<Scoped, Fault> {
 }
 
 /// Builds the Landlock ruleset. After pivot_root: a domain forbids mounts, and paths must be those inside.
-pub(super) fn ruleset(plan: &LandlockPlan, in_place: bool) -> Result<RulesetCreated, Fault> {
+pub(super) fn ruleset(whole: &Plan, plan: &LandlockPlan) -> Result<RulesetCreated, Fault> {
     let abi = known_abi(plan.abi);
     let create = || {
         // Everything that the plan relies on must be handled: a kernel that can't is an error, not a smaller set.
@@ -180,15 +181,13 @@ pub(super) fn ruleset(plan: &LandlockPlan, in_place: bool) -> Result<RulesetCrea
             rights &= AccessFs::from_file(abi);
         }
         let added = match &rule.object {
-            RuleObject::Path(path) if in_place => match open_real(path.as_path()) {
+            RuleObject::Path(path) if whole.in_place.is_some() => match open_real(path.as_path()) {
                 Ok(fd) => add_rule(ruleset, &fd, rights),
                 // Gone since the plan was made: there is nothing to allow.
                 Err(Errno::ENOENT) => continue,
                 Err(errno) => Err(errno),
             },
-            RuleObject::Path(path) => PathFd::new(path.as_path())
-                .map_err(|error| errno_of(&error))
-                .and_then(|fd| add_rule(ruleset, &fd, rights)),
+            RuleObject::Path(path) => open_planned(whole, path).and_then(|fd| add_rule(ruleset, &fd, rights)),
             RuleObject::Descriptor(number) => add_rule(ruleset, &sys::borrow_number(i32::from(*number)), rights),
         };
         ruleset = added.at_index(Stage::LandlockRule, index)?;

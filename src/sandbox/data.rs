@@ -34,7 +34,7 @@ impl NewRoot<'_> {
         let named = sys::borrow_number(fd);
         let node = node_of(named).at_index(Stage::Source, index)?;
         let tree = self.source_of(named).at_index(Stage::Source, index)?;
-        self.check_source(&tree, None).at_index(Stage::Source, index)?;
+        self.check_source(&tree).at_index(Stage::Source, index)?;
         self.attach(index, &tree, target, node, attributes, None)
     }
 
@@ -131,7 +131,7 @@ impl NewRoot<'_> {
     ) -> Result<(), Fault> {
         let hold = |path: &Path| {
             let held = open(path, PATH_ONLY | OFlag::O_DIRECTORY, Mode::empty());
-            held.and_then(|held| self.check_source(&held, None).map(|()| held)).at_index(Stage::Source, index)
+            held.and_then(|held| self.check_source(&held).map(|_| held)).at_index(Stage::Source, index)
         };
         let lower = sources.iter().map(|path| hold(path)).collect::<Result<Vec<_>, _>>()?;
         let upper = match top {

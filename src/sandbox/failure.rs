@@ -68,6 +68,8 @@ stages! {
     Pivot,
     /// Detaching the old root.
     Detach,
+    /// A procfs, or the like, that is mounted below the source of a step.
+    Submounts,
     /// The loopback interface.
     Loopback,
     /// The host name.
@@ -225,19 +227,32 @@ impl Failure {
 
     /// Whether the host may have refused what the plan took to work, so that trying everything can tell another way.
     pub fn is_refusal(&self) -> bool {
-        matches!(
-            self.stage,
-            Stage::Clone
-                | Stage::IdMaps
-                | Stage::UsernsLimit
-                | Stage::Propagation
-                | Stage::BaseTmpfs
-                | Stage::Mount
-                | Stage::Pivot
-                | Stage::NestedUserns
-                | Stage::Loopback
-                | Stage::Hostname
-        )
+        let refused = matches!(
+            self.errno,
+            Errno::EPERM
+                | Errno::EACCES
+                | Errno::ENOSYS
+                | Errno::EINVAL
+                | Errno::ENOSPC
+                | Errno::EUSERS
+                | Errno::EROFS
+                | Errno::ENODEV
+                | Errno::ENOENT
+        );
+        refused
+            && matches!(
+                self.stage,
+                Stage::Clone
+                    | Stage::IdMaps
+                    | Stage::UsernsLimit
+                    | Stage::Propagation
+                    | Stage::BaseTmpfs
+                    | Stage::Mount
+                    | Stage::Pivot
+                    | Stage::NestedUserns
+                    | Stage::Loopback
+                    | Stage::Hostname
+            )
     }
 
     /// The exit code: 127 for a command that is not there, 126 for one that can't be executed, else 125.
@@ -290,6 +305,15 @@ impl Failure {
             (Stage::Target | Stage::TargetParent, Errno::ELOOP) => "the path is a loop of links",
             (Stage::Mount, Errno::ENOTDIR | Errno::EISDIR) => {
                 "a file can't be bound on a directory, nor a directory on a file"
+            }
+            (Stage::Source | Stage::Mount | Stage::LandlockRule, Errno::ESTALE) => {
+                "it is another file than when the plan was made: it, or a link or folder on the way, was replaced meanwhile"
+            }
+            (Stage::Source, Errno::EPERM) => {
+                "a procfs can be bound from /proc only; the sandbox has one of its own there"
+            }
+            (Stage::Submounts, Errno::EPERM) => {
+                "a file of a procfs is mounted there, and can't be covered: leave it out with hide"
             }
             (Stage::Attributes, Errno::EPERM) => "the host mounts it noexec, which can't be undone",
             (Stage::Lookup, Errno::ENOENT) => "only what the profile binds exists inside, and PATH is the profile's",
@@ -353,6 +377,7 @@ fn describe(fault: Fault, plan: &Plan) -> (&'static str, Option<String>) {
         Stage::Seal => ("make the new root read-only", None),
         Stage::Pivot => ("pivot into the new root", None),
         Stage::Detach => ("detach the old root", None),
+        Stage::Submounts => ("guard what is mounted below", source(step())),
         Stage::Loopback => ("bring up the loopback interface", None),
         Stage::Hostname => ("set the host name", plan.hostname.clone()),
         Stage::NestedUserns => ("create the second user namespace", None),
@@ -419,7 +444,7 @@ fn landlock_object(plan: &Plan, index: usize) -> Option<String> {
 /// ` to "/data"`, behind a bind's source.
 fn second_object(fault: Fault, plan: &Plan) -> Option<String> {
     match plan.steps.get(usize::try_from(fault.index).ok()?)? {
-        Step::Bind { target, .. } if matches!(fault.stage, Stage::Mount | Stage::Source) => {
+        Step::Bind { target, .. } if matches!(fault.stage, Stage::Mount | Stage::Source | Stage::Submounts) => {
             Some(format!(" to {target:?}"))
         }
         _ => None,

@@ -118,7 +118,9 @@ fn start_in_place(prepared: &Prepared<'_>, channel: &OwnedFd) -> Result<(Pid, Re
 
 /// Leaves the caller's keyring, and session where that is asked for, and takes on the limits.
 fn become_nobody_else(plan: &Plan) -> Result<(), Fault> {
-    sys::join_new_session_keyring().at(Stage::Keyring)?;
+    if plan.new_keyring {
+        sys::join_new_session_keyring().at(Stage::Keyring)?;
+    }
     if plan.new_session {
         setsid().at(Stage::Session)?;
     }
@@ -153,8 +155,7 @@ fn kept(prepared: &Prepared<'_>, channel: &OwnedFd) -> Vec<RawFd> {
 /// Starts the command's process and comes back when it has executed the command.
 fn spawn(prepared: &Prepared<'_>, settled: &Settled, channel: &OwnedFd) -> Result<Pid, Fault> {
     let plan = prepared.plan;
-    let ruleset = plan.landlock.as_ref();
-    let mut ruleset = ruleset.map(|rules| confine::ruleset(rules, plan.in_place.is_some())).transpose()?;
+    let mut ruleset = plan.landlock.as_ref().map(|landlock| confine::ruleset(plan, landlock)).transpose()?;
     let directory = change_directory(prepared)?;
     let path = find_command(prepared)?;
     let init = getpid();

@@ -1,15 +1,18 @@
 //! Carries a `Plan` out: prepares everything that can fail because of the user, makes one clone, and lets the
 //! child walk the plan. Decides nothing; a failure is a (stage, index, errno) that the parent puts into words.
 
+mod bind;
 mod bubblewrap;
 mod classic;
 mod confine;
 mod data;
 mod descriptors;
+mod executable;
 mod failure;
 mod gate;
 mod init;
 mod message;
+mod mountinfo;
 mod prepare;
 mod resolve;
 mod rootfs;
@@ -17,6 +20,7 @@ mod scratch;
 mod setup;
 mod special;
 mod staging;
+mod submounts;
 mod supervisor;
 mod tree;
 

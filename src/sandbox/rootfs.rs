@@ -9,7 +9,6 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, open, openat, readlinkat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat, mknodat, stat};
-use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use nix::unistd::{chdir, chroot, fchdir, pivot_root, symlinkat};
 
 use super::classic;
@@ -17,7 +16,8 @@ use super::failure::{At, Fault, Stage};
 use super::prepare::Prepared;
 use super::resolve::{Lookup, Making, Node, Place, Unresolved, find_or_make, kind, look_up};
 use super::special::cover;
-use crate::plan::{Attributes, Plan, ProcCover, Step};
+use super::submounts::Submounts;
+use crate::plan::{Plan, ProcCover, Step};
 use crate::policy::SandboxPath;
 use crate::sys;
 
@@ -28,7 +28,7 @@ pub(super) const NONE: Option<&str> = None;
 /// Names on the base tmpfs.
 const ROOT: &str = "root";
 pub(super) const SCRATCH: &str = "scratch";
-const HOST: &str = "host";
+pub(super) const HOST: &str = "host";
 const COVERS: &str = "covers";
 pub(super) const COVER_FILE: &str = "covers/file";
 pub(super) const COVER_DIRECTORY: &str = "covers/directory";
@@ -46,11 +46,10 @@ pub(super) fn build(prepared: &Prepared<'_>) -> Result<(), Fault> {
     for (index, step) in plan.steps.iter().enumerate() {
         root.carry_out(index, step, prepared.sources.get(index).map_or(c"", CString::as_c_str))?;
     }
+    let submounts = root.submounts()?;
     root.enter()?;
-    for (index, step) in plan.steps.iter().enumerate() {
-        if let Step::Executable { target } = step {
-            allow_execution(target).at_index(Stage::Mount, index)?;
-        }
+    if let Some(submounts) = submounts {
+        submounts.guard()?;
     }
     Ok(())
 }
@@ -66,6 +65,10 @@ pub(super) struct NewRoot<'a> {
     pub(super) root: OwnedFd,
     /// Device numbers of the tmpfs that are ours, where targets may be made.
     pub(super) ours: Vec<u64>,
+    /// Device numbers of the procfs that are ours.
+    pub(super) procs: Vec<u64>,
+    /// A source may have brought submounts along.
+    pub(super) brought: bool,
     /// Names given out below `scratch`.
     pub(super) scratch: u32,
     /// What was read from descriptors that are read again.
@@ -97,7 +100,18 @@ impl<'a> NewRoot<'a> {
             Ok(root)
         };
         let root = prepare().at(Stage::BaseTmpfs)?;
-        Ok(Self { prepared, plan, base, cwd, root, ours: vec![device], scratch: 0, read: Vec::new() })
+        Ok(Self {
+            prepared,
+            plan,
+            base,
+            cwd,
+            root,
+            ours: vec![device],
+            procs: Vec::new(),
+            brought: false,
+            scratch: 0,
+            read: Vec::new(),
+        })
     }
 
     fn carry_out(&mut self, index: usize, step: &Step, source: &CStr) -> Result<(), Fault> {
@@ -118,14 +132,19 @@ impl<'a> NewRoot<'a> {
             Step::Chmod { target, mode } => self.chmod(index, target, *mode),
             Step::RemountReadOnly { target } => self.remount_read_only(target).at_index(Stage::Mount, index),
             Step::Hide { target } => self.hide(target.as_path()).at_index(Stage::Mount, index),
-            // The last steps of all, done from inside.
-            Step::Executable { .. } => Ok(()),
+            Step::Executable { target } => self.allow_execution(target).at_index(Stage::Mount, index),
         }?;
         if step.target().may_be_root() {
             // What was mounted over the root is the root now.
             self.root = self.look_at_root().at_index(Stage::Target, index)?;
         }
         Ok(())
+    }
+
+    /// What has to be looked after inside, if anything may have come along with the sources.
+    fn submounts(&mut self) -> Result<Option<Submounts<'a>>, Fault> {
+        let wanted = self.brought && self.plan.root.guard_submounts;
+        wanted.then(|| Submounts::prepare(self.plan, std::mem::take(&mut self.procs))).transpose()
     }
 
     fn look_at_root(&self) -> nix::Result<OwnedFd> {
@@ -179,94 +198,6 @@ impl<'a> NewRoot<'a> {
             };
             Fault { stage, index: u32::try_from(index).unwrap_or(u32::MAX), errno }
         })
-    }
-
-    fn bind(&mut self, index: usize, step: &Step, source: &CStr) -> Result<(), Fault> {
-        let Step::Bind { target, directory, attributes, cover, .. } = step else { return Ok(()) };
-        let node = if *directory { Node::Directory } else { Node::File };
-        let tree = self.open_source(source).at_index(Stage::Source, index)?;
-        self.check_source(&tree, *cover).at_index(Stage::Source, index)?;
-        self.attach(index, &tree, target, node, *attributes, *cover)
-    }
-
-    fn open_source(&self, source: &CStr) -> nix::Result<OwnedFd> {
-        if !self.plan.mount_api {
-            return open(source, PATH_ONLY, Mode::empty());
-        }
-        match sys::clone_tree(source) {
-            // A descriptor's magic link leads to a mount outside this namespace, which has the same one by name.
-            Err(Errno::EINVAL) if self.plan.bubblewrap.is_some() => {
-                open(source, PATH_ONLY, Mode::empty()).and_then(|fd| self.source_of(&fd))
-            }
-            tree => tree,
-        }
-    }
-
-    /// EXDEV for what is ours: the host lies below the base tmpfs. ESTALE for a source that was something else when the plan
-    /// was made, where it matters: what a link leads to can be changed by whoever can write where it lies.
-    pub(super) fn check_source(&self, source: &OwnedFd, cover: Option<ProcCover>) -> nix::Result<()> {
-        let found = fstat(source)?;
-        if self.ours.contains(&found.st_dev) {
-            return Err(Errno::EXDEV);
-        }
-        if self.plan.bubblewrap.is_some() || cover.is_some() {
-            return Ok(());
-        }
-        if fstatfs(source)?.filesystem_type() == PROC_SUPER_MAGIC { Err(Errno::ESTALE) } else { Ok(()) }
-    }
-
-    /// Puts a source at its target: a detached tree, or, for mount(2), what a descriptor names. All that has to be done to it
-    /// is done before it can be seen, and where no name can be somebody else's.
-    pub(super) fn attach(
-        &mut self,
-        index: usize,
-        tree: &OwnedFd,
-        target: &SandboxPath,
-        node: Node,
-        attributes: Attributes,
-        cover: Option<ProcCover>,
-    ) -> Result<(), Fault> {
-        let to = self.place(index, target, node, None)?.fd;
-        if self.plan.mount_api && cover.is_none_or(|cover| cover == ProcCover::Nothing) {
-            self.set_attributes(index, tree, attributes)?;
-            return sys::attach_tree(tree.as_fd(), to.as_fd())
-                .map_err(|errno| if errno == Errno::EINVAL { mismatch(tree, &to) } else { errno })
-                .at_index(Stage::Mount, index);
-        }
-        let name = self.make_scratch(node).at_index(Stage::Mount, index)?;
-        if self.plan.mount_api {
-            self.set_attributes(index, tree, attributes)?;
-            let scratch = self.open_scratch(&name).at_index(Stage::Mount, index)?;
-            sys::attach_tree(tree.as_fd(), scratch.as_fd()).at_index(Stage::Mount, index)?;
-        } else {
-            classic::bind(&classic::proc_path(tree), &self.on_base(&name)).at_index(Stage::Mount, index)?;
-            let layout = classic::Layout { base: &self.base, cwd: &self.cwd, host_name: HOST };
-            classic::set_attributes(&layout, &name, attributes, self.plan.root.lenient)
-                .at_index(Stage::Attributes, index)?;
-        }
-        if let Some(cover) = cover {
-            let proc = self.open_scratch(&name).at_index(Stage::Mount, index)?;
-            self.cover_proc(&proc, cover).at_index(Stage::Mount, index)?;
-        }
-        self.move_to(&name, &to)
-            .map_err(|errno| if errno == Errno::EINVAL { mismatch(tree, &to) } else { errno })
-            .at_index(Stage::Mount, index)
-    }
-
-    fn set_attributes(&self, index: usize, tree: &OwnedFd, attributes: Attributes) -> Result<(), Fault> {
-        match sys::set_mount_attributes(tree.as_fd(), true, flags(attributes)) {
-            // The caller relies on no submount's attributes; the bind's own it has.
-            Err(errno) if self.plan.root.lenient => {
-                self.prepared.warn(Fault {
-                    stage: Stage::Attributes,
-                    index: u32::try_from(index).unwrap_or(u32::MAX),
-                    errno,
-                });
-                sys::set_mount_attributes(tree.as_fd(), false, flags(attributes))
-            }
-            result => result,
-        }
-        .at_index(Stage::Attributes, index)
     }
 
     /// A file system of its own.
@@ -356,7 +287,7 @@ impl<'a> NewRoot<'a> {
         }
         let fd = look_up(&self.root, target.as_path(), self.lookup())?;
         let flags = sys::MOUNT_ATTR_RDONLY | sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NODEV;
-        sys::set_mount_attributes(fd.as_fd(), false, flags)
+        sys::set_mount_attributes(fd.as_fd(), false, flags, 0)
     }
 
     /// Makes the new root `/` and lets go of the old one.
@@ -391,17 +322,6 @@ impl<'a> NewRoot<'a> {
     }
 }
 
-/// Binds an allowed file or folder over itself, without the noexec that everything else has, and read-only, so that
-/// it can't become another program. Inside the new root, where no path leads out.
-fn allow_execution(target: &SandboxPath) -> nix::Result<()> {
-    match bind_over_itself(target.as_path()) {
-        Ok(()) => remount(target.as_path(), TMPFS_FLAGS | MsFlags::MS_RDONLY),
-        // Vanished since the plan was made: then it can't be executed either.
-        Err(Errno::ENOENT) => Ok(()),
-        Err(errno) => Err(errno),
-    }
-}
-
 /// Mounts a new file system over what a descriptor names.
 pub(super) fn mount_on(place: &OwnedFd, fs: &str, flags: MsFlags, options: Option<&str>) -> nix::Result<()> {
     mount(Some(fs), &classic::proc_path(place), Some(fs), flags, options)
@@ -415,16 +335,6 @@ pub(super) fn bind_over_itself(path: impl AsRef<Path>) -> nix::Result<()> {
 /// Changes the flags of one mount (not of its file system).
 pub(super) fn remount(path: impl AsRef<Path>, flags: MsFlags) -> nix::Result<()> {
     mount(NONE, path.as_ref(), NONE, flags | MsFlags::MS_REMOUNT | MsFlags::MS_BIND, NONE)
-}
-
-/// Why a tree can't be attached, where the kernel says EINVAL for everything.
-fn mismatch(tree: &OwnedFd, to: &OwnedFd) -> Errno {
-    let is_directory = |fd| fstat(fd).map(|stat| kind(&stat) == SFlag::S_IFDIR);
-    match (is_directory(tree), is_directory(to)) {
-        (Ok(true), Ok(false)) => Errno::ENOTDIR,
-        (Ok(false), Ok(true)) => Errno::EISDIR,
-        _ => Errno::EINVAL,
-    }
 }
 
 /// Of every tmpfs; under an allowlist nothing in one can be executed.
@@ -483,12 +393,4 @@ fn make_covers() -> nix::Result<()> {
 fn parents_mode(mode: u32) -> u32 {
     let kept = |class: u32, bits: u32| if mode & class == 0 { bits } else { 0 };
     DIRECTORY_MODE & !kept(0o070, 0o050) & !kept(0o007, 0o005)
-}
-
-fn flags(attributes: Attributes) -> u64 {
-    let flag = |set, flag| if set { flag } else { 0 };
-    sys::MOUNT_ATTR_NOSUID
-        | flag(attributes.read_only, sys::MOUNT_ATTR_RDONLY)
-        | flag(attributes.nodev, sys::MOUNT_ATTR_NODEV)
-        | flag(attributes.noexec, sys::MOUNT_ATTR_NOEXEC)
 }

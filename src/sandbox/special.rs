@@ -6,7 +6,7 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
 use nix::mount::{MsFlags, mount};
-use nix::sys::stat::{Mode, SFlag, mkdirat, mknodat};
+use nix::sys::stat::{Mode, SFlag, fstat, mkdirat, mknodat};
 use nix::unistd::symlinkat;
 
 use super::classic;
@@ -75,7 +75,9 @@ impl NewRoot<'_> {
         let mut fill = || {
             let name = self.make_scratch(Node::Directory)?;
             mount(Some("proc"), &self.on_base(&name), Some("proc"), flags, NONE)?;
-            self.cover_proc(&self.open_scratch(&name)?, cover)?;
+            let proc = self.open_scratch(&name)?;
+            self.procs.push(fstat(&proc)?.st_dev);
+            self.cover_proc(&proc, cover)?;
             self.move_to(&name, &to)
         };
         fill().at_index(Stage::Mount, index)

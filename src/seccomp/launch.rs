@@ -43,6 +43,16 @@ impl Program {
         self.answer(number(nix::libc::SYS_prctl), [22, 2, 0, 0, 0, 0]).lets_through()
     }
 
+    /// Whether every call on keys and keyrings is refused (keyrings(7)).
+    pub fn refuses_keys(&self) -> bool {
+        let calls = [nix::libc::SYS_keyctl, nix::libc::SYS_add_key, nix::libc::SYS_request_key];
+        // Of the operations those that read: none may be let through for its number.
+        let operations = 0..64;
+        operations
+            .into_iter()
+            .all(|first| calls.iter().all(|call| !self.answer(number(*call), [first; 6]).lets_through()))
+    }
+
     /// To a native call.
     fn answer(&self, nr: u32, args: [u64; 6]) -> Action {
         self.run(&Call { nr, arch: Abi::NATIVE.audit_arch(), args, ..Call::default() })

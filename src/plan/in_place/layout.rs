@@ -69,7 +69,7 @@ impl Layout {
         let content = match step {
             Step::Bind { cover: Some(_), .. } | Step::Proc { .. } => Content::Proc,
             Step::Bind { source, directory, attributes, .. } => {
-                let source = host.files.canonical(source).unwrap_or_else(|_| source.clone());
+                let source = real_path(host, source).unwrap_or_else(|| source.clone());
                 let access = match (attributes.read_only, attributes.nodev) {
                     (true, _) => Access::Read,
                     (false, true) => Access::Write,
@@ -159,7 +159,7 @@ impl Layout {
                 else {
                     continue;
                 };
-                let Ok(covered) = host.files.canonical(&source.join(below)) else { continue };
+                let Some(covered) = real_path(host, &source.join(below)) else { continue };
                 let same = matches!(&entry.content, Content::Host { source, .. } if *source == covered);
                 if !same {
                     holes.push(covered);
@@ -173,5 +173,10 @@ impl Layout {
 }
 
 fn real(host: &Host, entry: &Entry) -> Option<PathBuf> {
-    host.files.canonical(entry.target.as_path()).ok()
+    real_path(host, entry.target.as_path())
+}
+
+/// A path of the host's without links.
+pub(super) fn real_path(host: &Host, path: &Path) -> Option<PathBuf> {
+    host.files.find(path).ok().map(|found| found.path)
 }

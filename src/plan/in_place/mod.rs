@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use self::layout::{Access, Content, Layout, Shown};
+use self::layout::{Access, Content, Layout, Shown, real_path};
 use self::rules::Rules;
 use super::confinement::{ABI_NET, ABI_SCOPE};
 use super::ladder::Choice;
@@ -161,7 +161,7 @@ impl Decision<'_> {
         }
         self.check_writable(&shown, &holes)?;
         for (target, source, ..) in shown.iter().filter(|(target, source, ..)| target.as_path() != source) {
-            if self.host.files.canonical(target.as_path()).ok().as_ref() != Some(source) {
+            if real_path(self.host, target.as_path()).as_ref() != Some(source) {
                 self.lost.push(format!("{target}, which is {} on the host", source.display()));
             }
         }
@@ -193,7 +193,7 @@ impl Decision<'_> {
             let view = View::new(&plan.steps, self.host.files.as_ref());
             let on_host = |path: &SandboxPath| {
                 let seen = view.resolve(path.as_path()).and_then(|seen| seen.host);
-                seen.and_then(|path| self.host.files.canonical(&path).ok())
+                seen.and_then(|path| real_path(self.host, &path))
             };
             for folder in executables.folders.iter().filter_map(on_host) {
                 rules.rule(&folder, true, Rights::Execute);
@@ -248,7 +248,7 @@ impl Decision<'_> {
             .loaders
             .iter()
             .filter_map(|loader| view.resolve(loader.as_path()).and_then(|seen| seen.host))
-            .filter_map(|loader| self.host.files.canonical(&loader).ok())
+            .filter_map(|loader| real_path(self.host, &loader))
             .collect();
         let writable = self.layout.entries.iter().find_map(|entry| match &entry.content {
             Content::Host { source, access: Access::Write | Access::Device, .. } => Some(source.clone()),
@@ -271,7 +271,11 @@ impl Decision<'_> {
         let exists = |path: &Path| path == Path::new("/") || view.resolve(path).is_some_and(|seen| seen.host.is_some());
         let workdir = plan.command.workdir.iter();
         let workdir = workdir.filter_map(|path| moved(path).or_else(|| exists(path).then(|| path.clone())));
-        let workdir: Vec<PathBuf> = workdir.collect();
+        let mut workdir: Vec<PathBuf> = workdir.collect();
+        if workdir.is_empty() {
+            // There was no place for the private folder.
+            workdir.push(PathBuf::from("/"));
+        }
         plan.command.workdir = workdir;
         if let Some(scratch) = scratch {
             for (_, value) in &mut plan.command.environment {
