@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use shannot::host::{Capabilities, Files, Found, Host, Identity, Kind, Landlock, Program};
+use shannot::host::{Capabilities, Files, Found, Ground, Host, Identity, Kind, Landlock, Program, Trial};
 use shannot::plan::Plan;
 use shannot::profile::{Caller, Overrides, Profile};
 
@@ -135,16 +135,48 @@ fn plan(name: &str, host: &Host) -> Plan {
 
 #[test]
 fn each_shipped_profile_has_its_golden_plan() {
-    let folder = sources().join("integration-tests/golden");
     for name in ["minimal", "readonly", "diagnostics", "host"] {
-        let text = plan(name, &host()).to_string();
-        let path = folder.join(format!("{name}.txt"));
-        if std::env::var_os("SHANNOT_UPDATE_GOLDEN").is_some() {
-            std::fs::create_dir_all(&folder).unwrap();
-            std::fs::write(&path, &text).unwrap();
-        }
-        let golden = std::fs::read_to_string(&path).unwrap();
-        assert!(text == golden, "{} is not the plan any more:\n{text}", path.display());
+        compare(name, &plan(name, &host()).to_string());
+    }
+}
+
+fn compare(name: &str, text: &str) {
+    let folder = sources().join("integration-tests/golden");
+    let path = folder.join(format!("{name}.txt"));
+    if std::env::var_os("SHANNOT_UPDATE_GOLDEN").is_some() {
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(&path, text).unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(text == golden, "{} is not the plan any more:\n{text}", path.display());
+}
+
+#[test]
+fn without_namespaces_each_shipped_profile_has_its_golden_plan() {
+    let mut host = host();
+    let refused = |_| Err(nix::errno::Errno::EINVAL);
+    host.trial = Some(Trial { user: Ground::of(refused), plain: Ground::of(refused), keyring: Ok(()) });
+    host.scratch = Some("/tmp/shannot-0123456789abcdef".into());
+    for name in ["minimal", "readonly", "diagnostics", "host"] {
+        compare(&format!("{name}-in-place"), &plan(name, &host).to_string());
+    }
+}
+
+#[test]
+fn the_lowest_rung_says_what_an_older_landlock_leaves_to_filters() {
+    let mut host = host();
+    let refused = |_| Err(nix::errno::Errno::EINVAL);
+    host.trial = Some(Trial { user: Ground::of(refused), plain: Ground::of(refused), keyring: Ok(()) });
+    for (abi, truncation, signals) in
+        [(1, true, true), (2, true, true), (3, false, true), (5, false, true), (6, false, false), (7, false, false)]
+    {
+        host.landlock = Landlock::Abi(abi);
+        let text = plan("minimal", &host).to_string();
+        assert!(text.contains("rung       landlock: this kernel has no user namespaces"), "{text}");
+        assert!(text.contains("seccomp in-place-no-sockets"), "{text}");
+        assert_eq!(text.contains("seccomp in-place-truncation"), truncation, "ABI {abi}: {text}");
+        assert_eq!(text.contains("seccomp in-place-signals"), signals, "ABI {abi}: {text}");
+        assert!(text.contains(&format!("landlock-fs        full (Landlock ABI {abi}")), "{text}");
     }
 }
 

@@ -225,6 +225,23 @@ fn nested_in_shannot_and_in_bubblewrap() {
     }
 }
 
+/// A root with busybox, and this binary as /shannot.
+fn small_root(scratch: &Scratch, busybox: &Path) -> PathBuf {
+    let root = scratch.path().join("rootfs");
+    for folder in ["", "bin", "proc", "dev", "etc", "tmp", "usr", "sys"] {
+        fs::create_dir(root.join(folder)).unwrap();
+    }
+    for (from, to) in [(busybox, "bin/busybox"), (binary(), "shannot")] {
+        fs::copy(from, root.join(to)).unwrap();
+        fs::set_permissions(root.join(to), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    for applet in ["sh", "ls", "cat", "touch"] {
+        std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
+    }
+    fs::write(root.join("etc/hostname"), "small").unwrap();
+    root
+}
+
 #[test]
 fn in_a_chroot() {
     if !is_root() {
@@ -232,18 +249,7 @@ fn in_a_chroot() {
     }
     let Some(busybox) = tool("busybox") else { return };
     let scratch = Scratch::new();
-    let root = scratch.path();
-    for folder in ["bin", "proc", "dev", "etc", "tmp", "usr"] {
-        fs::create_dir(root.join(folder)).unwrap();
-    }
-    for (from, to) in [(busybox.as_path(), "bin/busybox"), (binary(), "shannot")] {
-        fs::copy(from, root.join(to)).unwrap();
-        fs::set_permissions(root.join(to), fs::Permissions::from_mode(0o755)).unwrap();
-    }
-    for applet in ["sh", "ls", "cat", "touch"] {
-        std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
-    }
-    fs::write(root.join("etc/hostname"), "chrooted").unwrap();
+    let root = small_root(&scratch, &busybox);
     for user in ["root", "nobody"] {
         let ids = if user == "root" { "0:0" } else { "65534:65534" };
         let script = format!(
@@ -257,6 +263,40 @@ fn in_a_chroot() {
         let result = run(&["run", "--report", "fd:1", "--no-stdout", "--", "ls", "/etc/hostname"]);
         let report: Value = serde_json::from_str(&result.stdout).unwrap_or_else(|_| panic!("{user}: {result:?}"));
         assert_eq!((result.code, &report["rung"]), (0, &json!("landlock")), "{user}: {report:#}");
+        run(&["verify"]).expect_code(0);
+    }
+}
+
+#[test]
+fn in_a_bundle_of_runc() {
+    let (Some(runc), Some(busybox)) = (tool("runc"), tool("busybox")) else { return };
+    for caller in callers() {
+        let scratch = Scratch::new();
+        let bundle = scratch.folder("bundle", caller);
+        fs::rename(small_root(&scratch, &busybox), bundle.join("rootfs")).unwrap();
+        own(&bundle.join("rootfs"), caller);
+        let run = |words: &[&str]| {
+            let state = scratch.path().join("bundle/state");
+            let spec = Shannot::through(caller, &runc, ["spec", "--rootless", "-b"]).args([&bundle]);
+            fs::remove_file(bundle.join("config.json")).ok();
+            spec.output().expect_code(0);
+            let text = fs::read_to_string(bundle.join("config.json")).unwrap();
+            let mut config: Value = serde_json::from_str(&text).unwrap();
+            config["process"]["terminal"] = json!(false);
+            config["process"]["args"] = std::iter::once(&"/shannot").chain(words).copied().collect();
+            config["linux"].as_object_mut().unwrap().remove("resources");
+            fs::write(bundle.join("config.json"), config.to_string()).unwrap();
+            let name = format!("shannot-test-{}-{}-{}", std::process::id(), caller as u8, words.len());
+            let run = Shannot::through(caller, &runc, ["--root".as_ref(), state.as_os_str()]).args(["run", "-b"]);
+            run.args([bundle.as_os_str()])
+                .args([name])
+                .env("XDG_RUNTIME_DIR", &scratch.path().display().to_string())
+                .output()
+        };
+        let result = run(&["run", "--report", "fd:1", "--no-stdout", "--", "ls", "/etc/hostname"]);
+        let report: Value = serde_json::from_str(&result.stdout).unwrap_or_else(|_| panic!("{caller:?}: {result:?}"));
+        assert_eq!((result.code, &report["rung"]), (0, &json!("landlock")), "{caller:?}: {report:#}");
+        assert!(report["in_place"]["because"].as_str().unwrap().contains("CAP_SETFCAP"), "{caller:?}: {report:#}");
         run(&["verify"]).expect_code(0);
     }
 }

@@ -49,6 +49,12 @@ fn is_chrooted() -> bool {
     mount_points().is_some_and(|points| points.iter().all(|point| point != "/"))
 }
 
+/// user_namespaces(7): who maps id 0 of the outer namespace needs this capability there.
+fn may_map_root() -> bool {
+    let held = super::capability_bits(caps::CapSet::Effective).unwrap_or(u64::MAX);
+    held & caps::Capability::CAP_SETFCAP.bitmask() != 0
+}
+
 fn is_filtered() -> bool {
     setting("/proc/self/status").is_some_and(|status| status.lines().any(|line| line == "Seccomp:\t2"))
 }
@@ -120,6 +126,12 @@ fn why_no_user_namespace(errno: Errno) -> Option<Cause> {
         return Some(Cause::new(
             "this process is in a chroot, where the kernel allows no user namespace",
             "start it outside",
+        ));
+    }
+    if errno == Errno::EPERM && nix::unistd::geteuid().is_root() && !may_map_root() {
+        return Some(Cause::new(
+            "this is root without CAP_SETFCAP, as in a container, and such a root may not map its own id (Linux 5.12)",
+            "start it as another user; or docker and podman `--cap-add SETFCAP`",
         ));
     }
     match errno {

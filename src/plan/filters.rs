@@ -19,7 +19,7 @@ fn boundary(policy: &Policy, host: &Host, rung: Rung) -> Vec<Filter> {
     let mut filters: Vec<Filter> = programs.into_iter().map(|(name, program)| Filter::raw(name, program)).collect();
     // Calls that are newer than this program, and may do anything, are refused by every preset.
     if !policy.filters.iter().any(|filter| seccomp::is_preset(&filter.program)) {
-        filters.extend(seccomp::Preset::Default.program().map(|program| Filter::raw("default", program)));
+        filters.extend(seccomp::Preset::Default.program().map(|program| Filter::raw("preset default", program)));
     }
     filters
 }
