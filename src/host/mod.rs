@@ -15,6 +15,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::sys::stat::fstat;
 use nix::unistd::{AccessFlags, access};
 
 use crate::sys;
@@ -162,7 +163,12 @@ fn probe_terminal() -> Option<Terminal> {
     let is_terminal =
         [std::io::stdin().is_terminal(), std::io::stdout().is_terminal(), std::io::stderr().is_terminal()];
     let descriptor = u8::try_from(is_terminal.iter().position(|yes| *yes)?).ok()?;
-    let name = |fd| std::fs::read_link(format!("/proc/self/fd/{fd}")).ok().filter(|path| path.starts_with("/dev"));
+    let name = |fd: u8| {
+        let path = std::fs::read_link(format!("/proc/self/fd/{fd}")).ok().filter(|path| path.starts_with("/dev"))?;
+        // The name may be from another root or mount namespace, and mean something else here.
+        let device = fstat(sys::borrow_number(i32::from(fd))).ok()?.st_rdev;
+        (path.metadata().ok()?.rdev() == device).then_some(path)
+    };
     let [_, on_stdout, _] = is_terminal;
     Some(Terminal { descriptor, path: name(descriptor), stdout: on_stdout.then(|| name(1)).flatten() })
 }

@@ -1,6 +1,7 @@
 //! Binds by mount(2), for kernels before 5.12 and filters that hide the newer calls. Attributes are set mount by
 //! mount from /proc/self/mountinfo, which is read for each bind that has them.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -40,15 +41,15 @@ pub(super) fn set_attributes(
 ) -> nix::Result<()> {
     let top = Path::new("/").join(name);
     let table = layout.mount_table()?;
+    // Of mounts in one place the last is on top; flags are those of a mount, and a path leads to the top one.
+    let below = mountinfo::entries(&table).filter(|entry| entry.point.starts_with(&top));
+    let mounts: BTreeMap<PathBuf, MsFlags> = below.map(|entry| (entry.point, entry.flags)).collect();
     let mut found = false;
-    for entry in mountinfo::entries(&table) {
-        if !entry.point.starts_with(&top) {
-            continue;
-        }
+    for (point, flags) in mounts {
         // What is covered by a later mount can't be opened, and can't be seen inside either.
-        let Ok(fd) = open_in_root(layout.base, &entry.point) else { continue };
-        let flags = wanted(attributes) | entry.flags | MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
-        let is_top = entry.point == top;
+        let Ok(fd) = open_in_root(layout.base, &point) else { continue };
+        let flags = wanted(attributes) | flags | MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
+        let is_top = point == top;
         let set = mount(None::<&str>, &proc_path(&fd), None::<&str>, flags, None::<&str>);
         if is_top || !lenient {
             set?;

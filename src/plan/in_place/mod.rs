@@ -165,6 +165,9 @@ impl Decision<'_> {
                 self.lost.push(format!("{target}, which is {} on the host", source.display()));
             }
         }
+        if shown.iter().all(|(_, source, ..)| source.as_os_str() != "/") {
+            self.lost.push("listing / and other folders above what is shown".to_owned());
+        }
         let mut rules = Rules::new(self.host, &holes, base);
         for (target, source, directory, access) in &shown {
             rules.show(Shown { target, source, directory: *directory, access: *access });
