@@ -2,6 +2,7 @@
 //! Needs a shell and busybox, so that it runs on kernels whose host has nothing else (`kernels/`).
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -335,27 +336,42 @@ fn the_time_limit_ends_everything() {
 fn a_killed_supervisor_leaves_nothing_behind() {
     for rung in rungs() {
         let mark = mark();
-        let mut run =
-            rung.run(&profile(json!({})), &["--", "sh", "-c", &format!("(setsid sleep {mark} &); sleep {mark}")]);
-        let mut child = run.command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        let script = format!("echo $TMPDIR; (setsid sleep {mark} &); sleep {mark}");
+        let mut run = rung.run(&profile(json!({})), &["--", "sh", "-c", &script]);
+        let mut child = run.command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let folder = (rung.backend == "landlock").then(|| Path::new(line.trim()).parent().unwrap().to_owned());
+        assert!(folder.as_ref().is_none_or(|folder| folder.is_dir()), "{rung:?}: {line}");
         assert!(soon(|| running(&mark) >= 2), "{rung:?}");
-        let folders = scratch_folders();
         kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGKILL).unwrap();
         child.wait().unwrap();
         assert!(soon(|| running(&mark) == 0), "{rung:?}");
-        assert!(soon(|| scratch_folders().len() < folders.len() || folders.is_empty()), "{rung:?}: {folders:?}");
+        assert!(soon(|| folder.as_ref().is_none_or(|folder| !folder.exists())), "{rung:?}: {folder:?}");
     }
 }
 
-fn scratch_folders() -> Vec<PathBuf> {
-    let entries =
-        ["/tmp", "/var/tmp", "/dev/shm", "/run"].iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten();
-    let is_private = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        name.strip_prefix("shannot-")
-            .is_some_and(|rest| rest.len() == 16 && rest.bytes().all(|byte| byte.is_ascii_hexdigit()))
-    };
-    entries.flatten().map(|entry| entry.path()).filter(is_private).collect()
+#[test]
+fn folders_that_a_killed_run_left_go_with_the_next() {
+    for rung in rungs().into_iter().filter(|rung| rung.backend == "landlock") {
+        let run = || rung.run(&profile(json!({})), &["--", "sh", "-c", "echo $TMPDIR"]).output().expect_code(0);
+        let used = run();
+        let parent = Path::new(used.stdout.trim()).parent().unwrap().parent().unwrap().to_owned();
+        let (left, young) = (parent.join("shannot-00000000deadbeef"), parent.join("shannot-00000000cafecafe"));
+        for folder in [&left, &young] {
+            fs::create_dir_all(folder.join("tmp")).unwrap();
+            own(folder, rung.caller);
+        }
+        let old = std::time::SystemTime::now() - Duration::from_secs(3600);
+        fs::File::open(&left).unwrap().set_modified(old).unwrap();
+        fs::set_permissions(left.join("tmp"), fs::Permissions::from_mode(0o777)).unwrap();
+        run();
+        let gone = !left.exists();
+        let kept = young.exists();
+        fs::remove_dir_all(&left).ok();
+        fs::remove_dir_all(&young).unwrap();
+        assert!(gone && kept, "{rung:?}");
+    }
 }
 
 #[test]

@@ -181,23 +181,30 @@ impl SavedTerminal {
 /// What a run without namespaces takes of the host while it lasts.
 struct Place<'a> {
     scratch: Option<&'a Scratch>,
+    /// Says that the private folder is in use.
+    lock: Option<scratch::Lock>,
     /// This process's other children, and whether it was a subreaper.
     before: Option<(Vec<Pid>, bool)>,
 }
 
 impl<'a> Place<'a> {
     fn take(plan: &'a Plan) -> Result<Self, Failure> {
-        let Some(in_place) = &plan.in_place else { return Ok(Self { scratch: None, before: None }) };
+        let Some(in_place) = &plan.in_place else { return Ok(Self { scratch: None, lock: None, before: None }) };
         let failed = |errno| Failure::new(Fault { stage: Stage::Subreaper, index: 0, errno }, plan);
         // Where processes can't be listed none of them will be found either: init is then the only one to end them.
         let before = tree::children().unwrap_or_default();
         let was_subreaper = prctl::get_child_subreaper().map_err(failed)?;
         prctl::set_child_subreaper(true).map_err(failed)?;
-        let place = Self { scratch: in_place.scratch.as_ref(), before: Some((before, was_subreaper)) };
-        if let Some(Err(errno)) = place.scratch.map(scratch::make) {
-            // What is there is not ours.
-            Self { scratch: None, ..place }.leave();
-            return Err(Failure::new(Fault { stage: Stage::Scratch, index: 0, errno }, plan));
+        let mut place = Self { scratch: None, lock: None, before: Some((before, was_subreaper)) };
+        if let Some(scratch) = &in_place.scratch {
+            match scratch::make(scratch) {
+                Ok(lock) => (place.scratch, place.lock) = (Some(scratch), Some(lock)),
+                Err(errno) => {
+                    // What is there is not ours.
+                    place.leave();
+                    return Err(Failure::new(Fault { stage: Stage::Scratch, index: 0, errno }, plan));
+                }
+            }
         }
         Ok(place)
     }
@@ -212,13 +219,15 @@ impl<'a> Place<'a> {
     }
 
     /// `false`: the private folder could not be removed.
-    fn leave(&self) -> bool {
+    fn leave(&mut self) -> bool {
         if let Some((_, was_subreaper)) = self.before
             && prctl::set_child_subreaper(was_subreaper).is_err()
         {
             // The kernel has just let it be set.
         }
-        self.scratch.is_none_or(|scratch| scratch::remove(scratch).is_ok())
+        let removed = self.scratch.is_none_or(|scratch| scratch::remove(scratch).is_ok());
+        self.lock = None;
+        removed
     }
 }
 
