@@ -402,6 +402,34 @@ fn the_report_names_the_rung() {
 }
 
 #[test]
+fn what_is_hidden_stays_hidden_by_links_wildcards_and_in_proc() {
+    for rung in rungs() {
+        let scratch = Scratch::new();
+        let folder = data(&scratch, rung.caller);
+        fs::create_dir(folder.join("real")).unwrap();
+        fs::write(folder.join("real/secret"), "SECRET").unwrap();
+        // It leads there only inside.
+        std::os::unix::fs::symlink("/data/real", folder.join("link")).unwrap();
+        let moved = |read_only| {
+            let bind = json!({"source": folder, "target": "/data", "read_only": read_only});
+            with_binds(&[bind], json!({"hide": ["/data/link/secret"]}))
+        };
+        let read = format!("cat {}/real/secret /data/real/secret; true", folder.display());
+        for profile in [moved(true), moved(false)] {
+            let result = rung.sh(&profile, &read);
+            assert!(!result.stdout.contains("SECRET"), "{rung:?}: {result:?}");
+        }
+        let wild = json!({"allowed_commands": ["cat", format!("{}/real/*", folder.display())], "hide": [folder.join("real/secret")]});
+        let wild = with_binds(&[bind(&folder, true)], wild);
+        let result = rung.run(&wild, &["--", "cat"]).args([folder.join("real/secret")]).output();
+        assert!(!result.stdout.contains("SECRET"), "{rung:?}: {result:?}");
+        let masked = profile(json!({"hide": ["/proc/version", "/dev/urandom"]}));
+        let result = rung.sh(&masked, "cat /proc/version; head -c 8 /dev/urandom");
+        assert!(result.code != 0 && result.stdout.is_empty(), "{rung:?}: {result:?}");
+    }
+}
+
+#[test]
 fn the_lowest_rung_refuses_what_it_cannot_keep() {
     for rung in rungs().into_iter().filter(|rung| rung.backend == "landlock") {
         let scratch = Scratch::new();

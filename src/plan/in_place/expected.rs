@@ -44,9 +44,8 @@ pub(super) fn layers(plan: &Plan, policy: &Policy, host: &Host) -> Effective {
                 partial("telling the commands in one multi-call file apart")
             }
             Some(_) if in_place.loaders.is_empty() => by_abi(),
-            Some(_) => {
-                Enforcement::by(format!("Landlock ABI {abi}; each execve is asked about, and none of a loader goes on"))
-            }
+            // Landlock has no right for what is mapped executable.
+            Some(_) => partial("keeping the loader from libraries that LD_PRELOAD and the like name"),
             None => partial("anything but the check of the command word"),
         };
         layers.insert(Layer::Allowlist, allowlist);

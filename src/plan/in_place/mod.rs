@@ -16,7 +16,7 @@ use self::rules::Rules;
 use super::confinement::{ABI_NET, ABI_SCOPE};
 use super::ladder::Choice;
 use super::view::View;
-use super::{LandlockPlan, Plan, PlanError, Rights, Skipped, inside, lossy_path, terminal_rule};
+use super::{LandlockPlan, Plan, PlanError, Rights, Skipped, Step, inside, lossy_path, terminal_rule};
 use crate::host::Host;
 use crate::policy::{Network, Policy, SandboxPath};
 use crate::report::{Enforcement, Layer};
@@ -149,6 +149,7 @@ impl Decision<'_> {
     fn landlock(&mut self, plan: &Plan, scratch: Option<&Scratch>) -> Result<LandlockPlan, PlanError> {
         let base = if plan.executables.is_some() { Rights::Read } else { Rights::ReadExecute };
         let mut holes = self.layout.holes(self.host);
+        holes.extend(self.hidden_inside(plan));
         let shown: Vec<(SandboxPath, PathBuf, bool, Access)> = self
             .layout
             .shown(self.host)
@@ -160,6 +161,8 @@ impl Decision<'_> {
             holes.push(PathBuf::from("/dev"));
         }
         self.check_writable(&shown, &holes)?;
+        self.check_proc(&holes)?;
+        self.check_executable_folders(plan, &holes)?;
         for (target, source, ..) in shown.iter().filter(|(target, source, ..)| target.as_path() != source) {
             if real_path(self.host, target.as_path()).as_ref() != Some(source) {
                 self.lost.push(format!("{target}, which is {} on the host", source.display()));
@@ -181,7 +184,7 @@ impl Decision<'_> {
         if self.layout.has(&Content::Dev) {
             for name in DEVICES {
                 let path = Path::new("/dev").join(name);
-                if self.host.files.kind(&path).is_ok() {
+                if self.host.files.kind(&path).is_ok() && !holes.contains(&path) {
                     rules.rule(&path, false, Rights::Devices);
                 }
             }
@@ -214,6 +217,40 @@ impl Decision<'_> {
             refuse_tcp: abi >= ABI_NET && self.policy.network != Network::Host,
             scope: abi >= ABI_SCOPE,
         })
+    }
+
+    /// What hidden paths show inside, links followed as they would be there.
+    fn hidden_inside(&self, plan: &Plan) -> Vec<PathBuf> {
+        let shown: Vec<Step> = plan.steps.iter().filter(|step| !matches!(step, Step::Hide { .. })).cloned().collect();
+        let view = View::new(&shown, self.host.files.as_ref());
+        let hidden = self.layout.entries.iter().filter(|entry| entry.content == Content::Nothing);
+        let on_host = hidden.filter_map(|entry| view.resolve(entry.target.as_path())?.host);
+        on_host.filter_map(|path| real_path(self.host, &path)).collect()
+    }
+
+    /// Processes come and go: no rule for /proc leaves something out.
+    fn check_proc(&mut self, holes: &[PathBuf]) -> Result<(), PlanError> {
+        let below = |hole: &&PathBuf| hole.starts_with("/proc") && hole.as_os_str() != "/proc";
+        match holes.iter().find(below).filter(|_| self.layout.has(&Content::Proc)) {
+            Some(hole) => self.give_up(Layer::LandlockFs, format!("hide {}", hole.display())),
+            None => Ok(()),
+        }
+    }
+
+    /// A folder whose files may all be executed has one rule, which also lets them be read.
+    fn check_executable_folders(&mut self, plan: &Plan, holes: &[PathBuf]) -> Result<(), PlanError> {
+        let Some(executables) = &plan.executables else { return Ok(()) };
+        let view = View::new(&plan.steps, self.host.files.as_ref());
+        let folders = executables.folders.iter().filter_map(|folder| view.resolve(folder.as_path())?.host);
+        let folders: Vec<PathBuf> = folders.filter_map(|folder| real_path(self.host, &folder)).collect();
+        for folder in folders {
+            if let Some(hole) = holes.iter().find(|hole| hole.starts_with(&folder)) {
+                let promise =
+                    format!("hide {} in {}, where everything may be executed", hole.display(), folder.display());
+                self.give_up(Layer::LandlockFs, promise)?;
+            }
+        }
+        Ok(())
     }
 
     /// Landlock can't take back below a folder what it allows there.
