@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -178,9 +178,8 @@ fn there_is_no_network() {
 #[test]
 fn processes_outside_are_not_signalled() {
     for rung in rungs() {
-        let mut victim = Command::new("sleep");
-        victim.arg("600").stdin(Stdio::null());
-        let mut victim = as_caller(victim, rung.caller).spawn().unwrap();
+        let mut victim = Shannot::through(rung.caller, &tool("sleep").unwrap(), ["600"]);
+        let mut victim = victim.command.stdin(Stdio::null()).spawn().unwrap();
         let pid = victim.id();
         let result = rung
             .sh(&profile(json!({})), &format!("kill -9 {pid}; kill -0 {pid} && echo reached; kill -9 -1; echo still"));
@@ -199,14 +198,6 @@ fn processes_outside_are_not_signalled() {
         );
         assert!(result.stdout.is_empty(), "{rung:?}: {result:?}");
     }
-}
-
-fn as_caller(mut command: Command, caller: Caller) -> Command {
-    use std::os::unix::process::CommandExt;
-    if caller == Caller::Nobody {
-        command.uid(NOBODY).gid(NOBODY);
-    }
-    command
 }
 
 #[test]
@@ -248,7 +239,7 @@ fn only_allowed_files_are_executed() {
     for rung in rungs() {
         let scratch = Scratch::new();
         let other = scratch.path().join("other");
-        fs::copy(which("busybox"), &other).unwrap();
+        fs::copy(tool("busybox").unwrap(), &other).unwrap();
         fs::set_permissions(&other, fs::Permissions::from_mode(0o755)).unwrap();
         let changes = json!({"allowed_commands": ["find", "cat"]});
         let profile = with_binds(&[bind(scratch.path(), true)], changes);
@@ -270,10 +261,6 @@ fn only_allowed_files_are_executed() {
         }
         rung.run(&profile, &["--", "sh", "-c", "true"]).output().expect_code(126);
     }
-}
-
-fn which(name: &str) -> PathBuf {
-    ["/bin", "/usr/bin"].map(|folder| Path::new(folder).join(name)).into_iter().find(|path| path.exists()).unwrap()
 }
 
 /// Processes whose command line has this word.

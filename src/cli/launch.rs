@@ -6,7 +6,7 @@ use crate::host::Host;
 use crate::plan::{Plan, PlanError};
 use crate::policy::{Backend, Policy};
 use crate::report::Outcome;
-use crate::sandbox::{self, Image, SandboxError, Stdio};
+use crate::sandbox::{self, SandboxError, Stdio};
 
 /// The host as far as a plan for this policy has to know it before anything was refused.
 pub(super) fn host(policy: &Policy, verbose: bool) -> Host {
@@ -21,22 +21,15 @@ pub(super) fn plan(policy: &Policy) -> Result<Plan, PlanError> {
 }
 
 /// Carries a plan out. Where the host refuses what it took to work, `plan` becomes the one of what there is.
-pub(super) fn run(
-    policy: &Policy,
-    plan: &mut Plan,
-    stdio: &Stdio,
-    image: Option<&Image>,
-) -> Result<Outcome, Complaint> {
-    match sandbox::run(plan, stdio, image) {
+pub(super) fn run(policy: &Policy, plan: &mut Plan, stdio: &Stdio) -> Result<Outcome, Complaint> {
+    match sandbox::run(plan, stdio, None) {
         Err(SandboxError::Failed(failure)) if failure.is_refusal() => {
-            let mut lower = Plan::new(policy, &Host::probe().tried())?;
+            let lower = self::plan(policy)?;
             if lower.goes_the_way_of(plan) {
                 return Err(SandboxError::Failed(failure).into());
             }
-            // What is run may be another command than the policy's: a canary.
-            lower.command.argv.clone_from(&plan.command.argv);
             *plan = lower;
-            Ok(sandbox::run(plan, stdio, image)?)
+            Ok(sandbox::run(plan, stdio, None)?)
         }
         result => Ok(result?),
     }

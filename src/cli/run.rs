@@ -33,7 +33,7 @@ pub(super) fn run(common: &Common, options: &Options, command: Vec<OsString>) ->
     let stdio = Stdio { stdin: None, stdout: thrown_away(options.no_stdout)?, stderr: thrown_away(options.no_stderr)? };
     let file = options.report.as_deref().map(RecordFile::open).transpose()?;
     let started = SystemTime::now();
-    let result = launch::run(&policy, &mut plan, &stdio, None);
+    let result = launch::run(&policy, &mut plan, &stdio);
     if let Some(file) = file {
         file.write(&Record::new(&profile, &plan, started, result.as_ref()))?;
     }

@@ -16,7 +16,7 @@ use super::canary::{self, Finding, Task};
 use super::output::{self, Complaint};
 use super::profiles::warnings;
 use crate::host::Host;
-use crate::plan::{Plan, Rights, Rule, RuleObject, Step};
+use crate::plan::{InPlace, Plan, Rights, Rule, RuleObject, Step};
 use crate::policy::{FsOp, Network, Policy};
 use crate::profile::{Caller, Overrides};
 use crate::report::{Ending, Enforcement, Layer};
@@ -60,10 +60,7 @@ fn task(policy: &Policy, plan: &Plan, host: &Host) -> Task {
     let targets = |wanted: fn(&Step) -> bool| plan.steps.iter().filter(|step| wanted(step)).map(path).collect();
     let is_on = |layer| !matches!(plan.expected.get(&layer), None | Some(Enforcement::Off { .. }));
     let forbidden = forbidden_program(plan, host);
-    if plan.in_place.is_some() {
-        return task_in_place(policy, plan, forbidden);
-    }
-    Task {
+    let task = Task {
         read_only: targets(|step| matches!(step, Step::Bind { attributes, .. } if attributes.read_only)),
         hidden: targets(|step| matches!(step, Step::Hide { .. })),
         writable: targets(|step| matches!(step, Step::Tmpfs { .. })),
@@ -84,11 +81,15 @@ fn task(policy: &Policy, plan: &Plan, host: &Host) -> Task {
             .map(|loader| loader.as_path().to_owned()),
         forbidden,
         supervisor: i32::try_from(std::process::id()).unwrap_or(0),
+    };
+    match &plan.in_place {
+        None => task,
+        Some(in_place) => task_in_place(task, policy, plan, in_place),
     }
 }
 
 /// The same where there is no root of its own: what is shown is what the rules say.
-fn task_in_place(policy: &Policy, plan: &Plan, forbidden: Option<PathBuf>) -> Task {
+fn task_in_place(task: Task, policy: &Policy, plan: &Plan, in_place: &InPlace) -> Task {
     let rules = plan.landlock.iter().flat_map(|landlock| &landlock.rules);
     let paths = |wanted: &[Rights]| -> Vec<PathBuf> {
         let path = |rule: &Rule| match &rule.object {
@@ -100,10 +101,7 @@ fn task_in_place(policy: &Policy, plan: &Plan, forbidden: Option<PathBuf>) -> Ta
         rules.clone().filter_map(path).collect()
     };
     let writable = paths(&[Rights::Write]);
-    let is_scratch = |path: &&PathBuf| {
-        let scratch = plan.in_place.as_ref().and_then(|in_place| in_place.scratch.as_ref());
-        scratch.is_some_and(|scratch| scratch.path == **path)
-    };
+    let is_scratch = |path: &&PathBuf| in_place.scratch.as_ref().is_some_and(|scratch| scratch.path == **path);
     let mut read_only = paths(&[Rights::Read, Rights::ReadExecute]);
     read_only.retain(|path| !writable.contains(path));
     let hidden = policy.fs.iter().filter_map(|op| match op {
@@ -116,18 +114,8 @@ fn task_in_place(policy: &Policy, plan: &Plan, forbidden: Option<PathBuf>) -> Ta
         writable: writable.iter().filter(is_scratch).cloned().collect(),
         root_is_sealed: true,
         bounding_set_may_stay: true,
-        environment: plan.command.environment.iter().map(|(name, _)| name.to_string_lossy().into_owned()).collect(),
-        network_isolated: policy.network != Network::Host,
-        no_tcp: policy.network != Network::Host,
-        fresh_proc: false,
-        landlock: true,
-        seccomp: true,
-        exec_once: plan.exec_once,
-        no_user_namespaces: true,
-        no_memory_files: plan.executables.is_some(),
-        loader: forbidden.as_ref().and_then(|_| plan.in_place.as_ref()?.loaders.first().cloned()),
-        forbidden,
-        supervisor: i32::try_from(std::process::id()).unwrap_or(0),
+        loader: task.forbidden.as_ref().and_then(|_| in_place.loaders.first().cloned()),
+        ..task
     }
 }
 

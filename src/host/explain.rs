@@ -1,15 +1,15 @@
 //! Why the kernel refuses something, as far as this machine's files tell, and what to do about it. Explains only: what is
 //! possible is found by trying.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use serde::Serialize;
 
-use super::{Ability, Landlock};
+use super::{Ability, Landlock, mountinfo};
 
 /// Why, and the cure.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Cause {
     /// What is in the way.
     pub cause: String,
@@ -38,15 +38,15 @@ fn setting(path: &str) -> Option<String> {
     std::fs::read_to_string(path).map(|text| text.trim().to_owned()).ok()
 }
 
-/// proc_pid_mountinfo(5): the mount points that can be reached from this process's root.
-fn mount_points() -> Option<Vec<String>> {
-    let table = setting("/proc/self/mountinfo")?;
-    Some(table.lines().filter_map(|line| line.split(' ').nth(4).map(str::to_owned)).collect())
+/// The mount points that can be reached from this process's root.
+fn mount_points() -> Option<Vec<PathBuf>> {
+    let table = std::fs::read("/proc/self/mountinfo").ok()?;
+    Some(mountinfo::entries(&table).map(|entry| entry.point).collect())
 }
 
 /// In a plain chroot the root is no mount point.
 fn is_chrooted() -> bool {
-    mount_points().is_some_and(|points| points.iter().all(|point| point != "/"))
+    mount_points().is_some_and(|points| points.iter().all(|point| point.as_os_str() != "/"))
 }
 
 /// user_namespaces(7): who maps id 0 of the outer namespace needs this capability there.
@@ -145,13 +145,13 @@ fn why_no_user_namespace(errno: Errno) -> Option<Cause> {
 
 fn why_no_procfs() -> Option<Cause> {
     let points = mount_points()?;
-    if !points.iter().any(|point| point == "/proc") {
+    if !points.iter().any(|point| point.as_os_str() == "/proc") {
         return Some(Cause::new(
             "/proc is not mounted, and the kernel gives a user namespace no more than there is",
             "mount -t proc proc /proc",
         ));
     }
-    points.iter().any(|point| point.starts_with("/proc/")).then(|| {
+    points.iter().any(|point| point.starts_with("/proc") && point.as_os_str() != "/proc").then(|| {
         Cause::new(
             "parts of /proc are covered by mounts, as in a container, and the kernel gives a user namespace no more than there is",
             "start the container with its /proc whole: docker `--security-opt systempaths=unconfined`, podman `--security-opt unmask=/proc/*`",

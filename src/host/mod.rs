@@ -2,6 +2,7 @@
 
 mod explain;
 mod files;
+pub mod mountinfo;
 mod program;
 mod survey;
 mod trial;
@@ -16,12 +17,11 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::stat::fstat;
-use nix::unistd::{AccessFlags, access};
 
 use crate::sys;
 
 pub use explain::{Cause, apparmor_profile, why_refused};
-pub use files::{Files, Found, Identity, Kind, LocalFiles};
+pub use files::{Files, Found, Identity, Kind, LocalFiles, open_without_links};
 pub use program::{Elf, Program, parse_program};
 pub use survey::{Cgroups, Survey};
 pub use trial::{Ability, Ground, Trial};
@@ -180,8 +180,9 @@ fn probe_scratch() -> Option<PathBuf> {
     let own = PathBuf::from(format!("/run/user/{}", nix::unistd::geteuid()));
     let is_safe = |folder: &Path| {
         let shared = folder.metadata().map(|metadata| metadata.mode() & 0o1022).ok()?;
-        let may = access(folder, AccessFlags::W_OK | AccessFlags::X_OK).is_ok();
-        (may && (shared & 0o022 == 0 || shared & 0o1000 != 0)).then(|| folder.canonicalize().ok()).flatten()
+        (survey::is_writable(folder) && (shared & 0o022 == 0 || shared & 0o1000 != 0))
+            .then(|| folder.canonicalize().ok())
+            .flatten()
     };
     let folder = chosen.into_iter().chain(usual).chain([own]).find_map(|folder| is_safe(&folder))?;
     // Each of them has keys of its own, from the kernel's random numbers.

@@ -74,7 +74,8 @@ fn words(path: impl AsRef<Path>, separator: char) -> Vec<String> {
     text.trim().split(separator).filter(|word| !word.is_empty()).map(str::to_owned).collect()
 }
 
-fn is_writable(folder: &Path) -> bool {
+/// Whether this process can make something in a folder.
+pub(super) fn is_writable(folder: &Path) -> bool {
     access(folder, AccessFlags::W_OK | AccessFlags::X_OK).is_ok()
 }
 

@@ -63,14 +63,14 @@ pub enum PlanError {
         landlock: Cause,
     },
     /// A promise that needs a root of its own.
-    #[error("cannot {promise} without a mount namespace{}", .cause.as_ref().map(|cause| format!(": {}", cause.cause)).unwrap_or_default())]
+    #[error("cannot {promise} without a mount namespace: {}", .cause.cause)]
     NotInPlace {
         /// What the policy asks for.
         promise: String,
         /// Whose promise it is.
         layer: Layer,
         /// Why there is none.
-        cause: Option<Cause>,
+        cause: Cause,
     },
     /// A filter that would let nothing start.
     #[error("cannot start anything under the seccomp filter {origin}: it answers execve with {verdict}")]
@@ -144,8 +144,7 @@ impl PlanError {
             }
             PlanError::NotInPlace { layer, cause, .. } => {
                 let give_up = format!("do without it: --allow-degraded {layer}");
-                let cure = cause.as_ref().and_then(|cause| cause.cure.clone());
-                Some(cure.map_or_else(|| give_up.clone(), |cure| format!("{cure}\nor {give_up}")))
+                Some(cause.cure.as_ref().map_or_else(|| give_up.clone(), |cure| format!("{cure}\nor {give_up}")))
             }
             PlanError::FilterRefusesLaunch { .. } => {
                 Some("allow execve in its policy; or \"exec_once\": true (--exec-once) lets the command itself start and nothing after it".to_owned())

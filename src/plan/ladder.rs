@@ -51,6 +51,11 @@ impl Choice {
         }
     }
 
+    /// Why there are no namespaces.
+    pub(super) fn cause(&self) -> Cause {
+        first_cause(&self.refused)
+    }
+
     /// Why something is not there, in words.
     pub(super) fn why_not(&self, ability: Ability) -> Option<&str> {
         self.refused.iter().find(|(refused, _)| *refused == ability).map(|(_, cause)| cause.cause.as_str())
@@ -71,10 +76,7 @@ pub(super) fn choose(policy: &Policy, host: &Host) -> Result<Choice, PlanError> 
     let mut refused = Vec::new();
     for (user, ground) in grounds.into_iter().filter(|(user, _)| policy.namespaces.user || !user) {
         match missing(policy, user, ground) {
-            None => {
-                let choice = namespaces(policy, user, ground, refused);
-                return Ok(choice);
-            }
+            None => return Ok(namespaces(policy, user, ground, refused)),
             Some(ability) => refused.push((ability, why(ability, ground))),
         }
     }
@@ -87,10 +89,7 @@ pub(super) fn choose(policy: &Policy, host: &Host) -> Result<Choice, PlanError> 
 }
 
 fn why(ability: Ability, ground: &Ground) -> Cause {
-    ground
-        .tried(ability)
-        .err()
-        .map_or_else(|| Cause { cause: String::new(), cure: None }, |errno| why_refused(ability, errno))
+    ground.tried(ability).err().map(|errno| why_refused(ability, errno)).unwrap_or_default()
 }
 
 /// The first thing that is needed for a root of its own and is not there.
@@ -152,7 +151,7 @@ fn in_place(policy: &Policy, host: &Host, refused: Vec<(Ability, Cause)>) -> Res
 }
 
 fn first_cause(refused: &[(Ability, Cause)]) -> Cause {
-    refused.first().map_or_else(|| Cause { cause: String::new(), cure: None }, |(_, cause)| cause.clone())
+    refused.first().map(|(_, cause)| cause.clone()).unwrap_or_default()
 }
 
 impl Namespaces {

@@ -188,6 +188,9 @@ impl Attributes {
     }
 }
 
+/// What a minimal /dev has: the devices that programs expect (bubblewrap's and the OCI runtime specification's list).
+pub const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
+
 /// What of a procfs is covered before it can be seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]

@@ -9,8 +9,8 @@ use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::unistd::{chroot, fchdir};
 
-use super::mountinfo;
 use super::resolve::open_in_root;
+use crate::host::mountinfo;
 use crate::plan::Attributes;
 
 /// The name by which mount(2) reaches what a descriptor names.

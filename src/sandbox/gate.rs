@@ -85,12 +85,7 @@ fn named_file(question: &Question) -> nix::Result<OwnedFd> {
     let at = i64::from(question.nr) == libc::SYS_execveat;
     let path = read_path(&process, if at { second } else { first })?;
     // The kernel takes the low half.
-    let descriptor = first.to_ne_bytes();
-    let descriptor = i32::from_ne_bytes(if cfg!(target_endian = "little") {
-        [descriptor[0], descriptor[1], descriptor[2], descriptor[3]]
-    } else {
-        [descriptor[4], descriptor[5], descriptor[6], descriptor[7]]
-    });
+    let descriptor = u32::try_from(first & u64::from(u32::MAX)).unwrap_or_default().cast_signed();
     let from = if at && descriptor != libc::AT_FDCWD {
         process.join("fd").join(descriptor.to_string())
     } else {

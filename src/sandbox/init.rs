@@ -21,7 +21,7 @@ use super::message::{KILL_ALL, Message, TERMINATE_ALL, has_ended};
 use super::prepare::Prepared;
 use super::setup::{
     change_directory, die_with_supervisor, enter_second_user_namespace, find_command, limit_user_namespaces,
-    loopback_up, map_ids, own_proc_directory, set_limits,
+    loopback_up, map_ids, own_proc_directory, set_limits, supervisor_is_gone,
 };
 use super::supervisor::{LONG_COMMAND, PASSED_ON};
 use super::tree::{self, Reach};
@@ -43,7 +43,7 @@ pub(super) fn run(prepared: &Prepared<'_>, channel: OwnedFd) -> ! {
             let status = reap(command, &channel, &reach);
             let status = reach.end_all().map_or(SETUP_FAILED, |()| status);
             if let Some(scratch) = prepared.scratch()
-                && is_alone(&channel)
+                && supervisor_is_gone(&channel) == Ok(true)
                 && scratch::remove(scratch).is_err()
             {
                 sys::exit_now(SETUP_FAILED);
@@ -125,14 +125,6 @@ fn become_nobody_else(plan: &Plan) -> Result<(), Fault> {
         setsid().at(Stage::Session)?;
     }
     set_limits(plan)
-}
-
-/// Whether the supervisor is gone.
-fn is_alone(channel: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
-    let polled = poll(&mut fds, PollTimeout::ZERO);
-    let [events] = fds.map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
-    polled.is_ok() && events.contains(PollFlags::POLLHUP)
 }
 
 fn take_standard_descriptors(prepared: &Prepared<'_>) -> Result<(), Fault> {

@@ -12,7 +12,6 @@ mod failure;
 mod gate;
 mod init;
 mod message;
-mod mountinfo;
 mod prepare;
 mod resolve;
 mod rootfs;

@@ -13,6 +13,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat, mknodat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 
+use crate::host::open_without_links;
 use crate::policy::SandboxPath;
 
 /// As the kernel's own limit (path_resolution(7)).
@@ -22,8 +23,7 @@ const PATH_ONLY: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
 
 /// Opens, for its name only, a path on the host that has no links in it: ELOOP if it has got one meanwhile.
 pub(super) fn open_real(path: &Path) -> nix::Result<OwnedFd> {
-    let how = OpenHow::new().flags(PATH_ONLY).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
-    match openat2(nix::fcntl::AT_FDCWD, path, how) {
+    match open_without_links(path) {
         Err(Errno::ENOSYS | Errno::EPERM) => {}
         result => return result,
     }

@@ -26,10 +26,15 @@ use crate::sys;
 /// supervisor is looked at, so that a death before and a death after are both seen.
 pub(super) fn die_with_supervisor(channel: &OwnedFd) -> Result<(), Fault> {
     prctl::set_pdeathsig(Signal::SIGKILL).at(Stage::DieWithParent)?;
-    let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
-    poll(&mut fds, PollTimeout::ZERO).at(Stage::DieWithParent)?;
-    let gone = fds.iter().any(|fd| fd.revents().is_some_and(|events| events.contains(PollFlags::POLLHUP)));
+    let gone = supervisor_is_gone(channel).at(Stage::DieWithParent)?;
     if gone { Err(Errno::ESRCH).at(Stage::DieWithParent) } else { Ok(()) }
+}
+
+/// The channel's other end is closed.
+pub(super) fn supervisor_is_gone(channel: &OwnedFd) -> nix::Result<bool> {
+    let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO)?;
+    Ok(fds.iter().any(|fd| fd.revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))))
 }
 
 /// Whether setgroups is denied here, or was in the namespace around this one.

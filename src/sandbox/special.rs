@@ -14,7 +14,7 @@ use super::failure::{At, Fault, Stage};
 use super::prepare::c_string;
 use super::resolve::Node;
 use super::rootfs::{COVER_DIRECTORY, COVER_FILE, NONE, NewRoot, bind_over_itself, remount, tmpfs_flags};
-use crate::plan::ProcCover;
+use crate::plan::{DEVICES, ProcCover};
 use crate::policy::SandboxPath;
 use crate::sys;
 
@@ -36,8 +36,6 @@ const PROC_MASKED: &[(&str, Node)] = &[
 const PROC_READ_ONLY: &[&str] = &["sys", "irq", "bus", "fs"];
 /// The same under bubblewrap's contract: its own list.
 const PROC_PROTECTED: &[&str] = &["sys", "sysrq-trigger", "irq", "bus"];
-/// The devices that programs expect (bubblewrap's and the OCI runtime specification's list).
-const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
 const DEVICE_LINKS: &[(&str, &str)] = &[
     ("/proc/self/fd", "fd"),
     ("/proc/self/fd/0", "stdin"),

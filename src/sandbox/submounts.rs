@@ -15,9 +15,9 @@ use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::unistd::{chdir, fchdir, read};
 
 use super::failure::{At, Fault, Stage};
-use super::mountinfo::{Entry, entries};
 use super::resolve::{kind, open_in_root};
 use super::rootfs::{PATH_ONLY, TMPFS_FLAGS, remount};
+use crate::host::mountinfo::{Entry, entries};
 use crate::plan::{Plan, Step};
 
 /// File systems in which root's kuid alone is power over the host (security.md, rules 2 and 3).

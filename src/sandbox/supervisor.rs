@@ -85,7 +85,7 @@ pub fn run(plan: &Plan, stdio: &Stdio, image: Option<&Image>) -> Result<Outcome,
         left_behind: false,
     };
     let ended = watch.until_the_end();
-    // Whatever happened, nothing of the sandbox outlives this line: pid 1 gone means all gone (pid_namespaces(7)).
+    // Pid 1 gone means all gone (pid_namespaces(7)); without such a namespace init ends when all others have.
     let waited = watch.wait_for_init()?;
     if libc::WIFSIGNALED(waited.status) {
         place.end_orphans();

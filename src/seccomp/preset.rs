@@ -85,8 +85,7 @@ pub fn in_place(abi: i32, network: bool) -> Vec<(&'static str, Program)> {
 
 /// Whether a program is that of a preset, and so refuses what none of them allows.
 pub fn is_preset(program: &Program) -> bool {
-    let presets: [&'static [Instruction]; 3] = [&DEFAULT, &STRICT, &READONLY];
-    presets.iter().any(|preset| std::ptr::eq(*preset, program.instructions()))
+    without_memory_files(program).is_some()
 }
 
 /// A preset's program that is [`no_memory_files`] as well, which saves installing another one. `None` for a program

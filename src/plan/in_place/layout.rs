@@ -48,10 +48,10 @@ pub(super) struct Layout {
 }
 
 /// Something shown of the host.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Shown<'a> {
-    pub(super) target: &'a SandboxPath,
-    pub(super) source: &'a Path,
+#[derive(Debug, Clone)]
+pub(super) struct Shown {
+    pub(super) target: SandboxPath,
+    pub(super) source: PathBuf,
     pub(super) directory: bool,
     pub(super) access: Access,
 }
@@ -130,7 +130,7 @@ impl Layout {
     }
 
     /// What is shown of the host. What a later step hides under its own name is not.
-    pub(super) fn shown(&self, host: &Host) -> Vec<Shown<'_>> {
+    pub(super) fn shown(&self, host: &Host) -> Vec<Shown> {
         let mut shown = Vec::new();
         for (index, entry) in self.entries.iter().enumerate() {
             let Content::Host { source, directory, access } = &entry.content else { continue };
@@ -139,7 +139,7 @@ impl Layout {
                 later.filter(|later| later.content == Content::Nothing).filter_map(|later| real(host, later));
             if !hidden.any(|hidden| source.starts_with(&hidden)) {
                 let (directory, access) = (*directory, *access);
-                shown.push(Shown { target: &entry.target, source, directory, access });
+                shown.push(Shown { target: entry.target.clone(), source: source.clone(), directory, access });
             }
         }
         shown

@@ -1,6 +1,6 @@
 //! The lowest rung: no namespaces, no root of its own. Landlock allows what the policy shows and nothing else, filters close
-//! what Landlock leaves open, and a private folder stands in for each tmpfs. What the policy promises must hold in full;
-//! what only makes the place look right may be missing, and is named.
+//! what Landlock leaves open, and a private folder stands in for each tmpfs. What is known not to hold here is refused or
+//! reported (README lists the gaps); what only makes the place look right may be missing, and is named.
 
 mod expected;
 mod layout;
@@ -16,7 +16,7 @@ use self::rules::Rules;
 use super::confinement::{ABI_NET, ABI_SCOPE};
 use super::ladder::Choice;
 use super::view::View;
-use super::{LandlockPlan, Plan, PlanError, Rights, Skipped, Step, inside, lossy_path, terminal_rule};
+use super::{DEVICES, LandlockPlan, Plan, PlanError, Rights, Skipped, Step, inside, lossy_path, terminal_rule};
 use crate::host::Host;
 use crate::policy::{Network, Policy, SandboxPath};
 use crate::report::{Enforcement, Layer};
@@ -26,7 +26,7 @@ use crate::report::{Enforcement, Layer};
 pub struct InPlace {
     /// Why there are no namespaces.
     pub because: String,
-    /// What is missing of the place that the policy describes. No protection is among it.
+    /// What is missing of the place that the policy describes. What is missing of protection is in `expected`.
     pub lost: Vec<String>,
     /// The private folder.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -46,25 +46,21 @@ pub struct Scratch {
     pub folders: Vec<PathBuf>,
 }
 
-/// /dev as the sandbox has it elsewhere.
-const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
-
 /// Turns a plan whose steps are those of a new root into one that stays in the host's.
 pub(super) fn decide(plan: &mut Plan, policy: &Policy, host: &Host, choice: &Choice) -> Result<(), PlanError> {
-    let because = choice.refused.first().map(|(_, cause)| cause.cause.clone()).unwrap_or_default();
     let layout = Layout::new(&plan.steps, host);
-    let mut decision = Decision { policy, host, choice, because, layout, lost: Vec::new(), degraded: Vec::new() };
+    let mut decision = Decision { policy, host, choice, layout, lost: Vec::new(), degraded: Vec::new() };
     decision.refuse_impossible(plan)?;
     let scratch = decision.scratch(plan);
     let landlock = decision.landlock(plan, scratch.as_ref())?;
     let loaders = decision.loaders(plan)?;
     decision.move_to_scratch(plan, scratch.as_ref());
-    let Decision { because, layout, lost, degraded, .. } = decision;
+    let Decision { layout, lost, degraded, .. } = decision;
     let lost = layout.lost.iter().cloned().chain(lost).collect();
     plan.steps.clear();
     plan.hostname = None;
     plan.landlock = Some(landlock);
-    plan.in_place = Some(InPlace { because, lost, scratch, loaders });
+    plan.in_place = Some(InPlace { because: choice.cause().cause, lost, scratch, loaders });
     plan.expected = expected::layers(plan, policy, host);
     for (layer, promise) in degraded {
         plan.expected.insert(layer, Enforcement::Partial { missing: promise });
@@ -76,7 +72,6 @@ struct Decision<'a> {
     policy: &'a Policy,
     host: &'a Host,
     choice: &'a Choice,
-    because: String,
     layout: Layout,
     lost: Vec<String>,
     /// Promises that do not hold and that the caller gives up.
@@ -90,8 +85,7 @@ impl Decision<'_> {
             self.degraded.push((layer, promise));
             return Ok(());
         }
-        let cause = self.choice.refused.first().map(|(_, cause)| cause.clone());
-        Err(PlanError::NotInPlace { promise, layer, cause })
+        Err(PlanError::NotInPlace { promise, layer, cause: self.choice.cause() })
     }
 
     fn refuse_impossible(&mut self, plan: &mut Plan) -> Result<(), PlanError> {
@@ -150,30 +144,25 @@ impl Decision<'_> {
         let base = if plan.executables.is_some() { Rights::Read } else { Rights::ReadExecute };
         let mut holes = self.layout.holes(self.host);
         holes.extend(self.hidden_inside(plan));
-        let shown: Vec<(SandboxPath, PathBuf, bool, Access)> = self
-            .layout
-            .shown(self.host)
-            .into_iter()
-            .map(|shown| (shown.target.clone(), shown.source.to_owned(), shown.directory, shown.access))
-            .collect();
-        if shown.iter().any(|(_, _, _, access)| *access != Access::Device) {
+        let shown = self.layout.shown(self.host);
+        if shown.iter().any(|shown| shown.access != Access::Device) {
             // Where a bind shows them, their nodes can't be opened.
             holes.push(PathBuf::from("/dev"));
         }
         self.check_writable(&shown, &holes)?;
         self.check_proc(&holes)?;
         self.check_executable_folders(plan, &holes)?;
-        for (target, source, ..) in shown.iter().filter(|(target, source, ..)| target.as_path() != source) {
+        for Shown { target, source, .. } in shown.iter().filter(|shown| shown.target.as_path() != shown.source) {
             if real_path(self.host, target.as_path()).as_ref() != Some(source) {
                 self.lost.push(format!("{target}, which is {} on the host", source.display()));
             }
         }
-        if shown.iter().all(|(_, source, ..)| source.as_os_str() != "/") {
+        if shown.iter().all(|shown| shown.source.as_os_str() != "/") {
             self.lost.push("listing / and other folders above what is shown".to_owned());
         }
         let mut rules = Rules::new(self.host, &holes, base);
-        for (target, source, directory, access) in &shown {
-            rules.show(Shown { target, source, directory: *directory, access: *access });
+        for Shown { source, directory, access, .. } in &shown {
+            rules.tree(source, *directory, *access);
         }
         for folder in std::mem::take(&mut rules.not_listed) {
             self.lost.push(format!("listing {}, which a hidden folder lies below", folder.display()));
@@ -196,15 +185,10 @@ impl Decision<'_> {
             }
         }
         if let Some(executables) = &plan.executables {
-            let view = View::new(&plan.steps, self.host.files.as_ref());
-            let on_host = |path: &SandboxPath| {
-                let seen = view.resolve(path.as_path()).and_then(|seen| seen.host);
-                seen.and_then(|path| real_path(self.host, &path))
-            };
-            for folder in executables.folders.iter().filter_map(on_host) {
+            for folder in self.on_host(&plan.steps, &executables.folders) {
                 rules.rule(&folder, true, Rights::Execute);
             }
-            for file in executables.commands.iter().chain(&executables.loaders).filter_map(on_host) {
+            for file in self.on_host(&plan.steps, executables.commands.iter().chain(&executables.loaders)) {
                 rules.rule(&file, false, Rights::Execute);
             }
         }
@@ -222,10 +206,15 @@ impl Decision<'_> {
     /// What hidden paths show inside, links followed as they would be there.
     fn hidden_inside(&self, plan: &Plan) -> Vec<PathBuf> {
         let shown: Vec<Step> = plan.steps.iter().filter(|step| !matches!(step, Step::Hide { .. })).cloned().collect();
-        let view = View::new(&shown, self.host.files.as_ref());
         let hidden = self.layout.entries.iter().filter(|entry| entry.content == Content::Nothing);
-        let on_host = hidden.filter_map(|entry| view.resolve(entry.target.as_path())?.host);
-        on_host.filter_map(|path| real_path(self.host, &path)).collect()
+        self.on_host(&shown, hidden.map(|entry| &entry.target))
+    }
+
+    /// What paths inside show of the host, without links; nothing for those that show nothing of it.
+    fn on_host<'a>(&self, steps: &[Step], paths: impl IntoIterator<Item = &'a SandboxPath>) -> Vec<PathBuf> {
+        let view = View::new(steps, self.host.files.as_ref());
+        let shows = |path: &SandboxPath| real_path(self.host, &view.resolve(path.as_path())?.host?);
+        paths.into_iter().filter_map(shows).collect()
     }
 
     /// Processes come and go: no rule for /proc leaves something out.
@@ -240,10 +229,7 @@ impl Decision<'_> {
     /// A folder whose files may all be executed has one rule, which also lets them be read.
     fn check_executable_folders(&mut self, plan: &Plan, holes: &[PathBuf]) -> Result<(), PlanError> {
         let Some(executables) = &plan.executables else { return Ok(()) };
-        let view = View::new(&plan.steps, self.host.files.as_ref());
-        let folders = executables.folders.iter().filter_map(|folder| view.resolve(folder.as_path())?.host);
-        let folders: Vec<PathBuf> = folders.filter_map(|folder| real_path(self.host, &folder)).collect();
-        for folder in folders {
+        for folder in self.on_host(&plan.steps, &executables.folders) {
             if let Some(hole) = holes.iter().find(|hole| hole.starts_with(&folder)) {
                 let promise =
                     format!("hide {} in {}, where everything may be executed", hole.display(), folder.display());
@@ -254,23 +240,17 @@ impl Decision<'_> {
     }
 
     /// Landlock can't take back below a folder what it allows there.
-    fn check_writable(
-        &mut self,
-        shown: &[(SandboxPath, PathBuf, bool, Access)],
-        holes: &[PathBuf],
-    ) -> Result<(), PlanError> {
-        for (_, writable, _, access) in shown.iter().filter(|(_, _, _, access)| *access != Access::Read) {
-            let below = |path: &Path| path != writable && path.starts_with(writable);
+    fn check_writable(&mut self, shown: &[Shown], holes: &[PathBuf]) -> Result<(), PlanError> {
+        for Shown { source: writable, access, .. } in shown.iter().filter(|shown| shown.access != Access::Read) {
+            let below = |path: &PathBuf| path != writable && path.starts_with(writable);
             // Devices that are asked for are shown with all others.
-            if let Some(hole) =
-                holes.iter().find(|hole| below(hole) && (*access == Access::Write || hole.as_os_str() != "/dev"))
-            {
+            let is_kept = |hole: &&PathBuf| below(hole) && (*access == Access::Write || hole.as_os_str() != "/dev");
+            if let Some(hole) = holes.iter().find(is_kept) {
                 let promise = format!("hide {} below {}, which is writable", hole.display(), writable.display());
                 self.give_up(Layer::LandlockFs, promise)?;
             }
-            if let Some((_, kept, ..)) =
-                shown.iter().find(|(_, source, _, access)| *access == Access::Read && below(source))
-            {
+            let is_read_only = |shown: &&Shown| shown.access == Access::Read && below(&shown.source);
+            if let Some(Shown { source: kept, .. }) = shown.iter().find(is_read_only) {
                 let promise =
                     format!("keep {} read-only below {}, which is writable", kept.display(), writable.display());
                 self.give_up(Layer::LandlockFs, promise)?;
@@ -283,13 +263,7 @@ impl Decision<'_> {
     /// started by name they would map any file that can be read.
     fn loaders(&mut self, plan: &Plan) -> Result<Vec<PathBuf>, PlanError> {
         let Some(executables) = &plan.executables else { return Ok(Vec::new()) };
-        let view = View::new(&plan.steps, self.host.files.as_ref());
-        let loaders: Vec<PathBuf> = executables
-            .loaders
-            .iter()
-            .filter_map(|loader| view.resolve(loader.as_path()).and_then(|seen| seen.host))
-            .filter_map(|loader| real_path(self.host, &loader))
-            .collect();
+        let loaders = self.on_host(&plan.steps, &executables.loaders);
         let writable = self.layout.entries.iter().find_map(|entry| match &entry.content {
             Content::Host { source, access: Access::Write | Access::Device, .. } => Some(source.clone()),
             _ => None,

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::layout::{Access, Shown};
+use super::layout::Access;
 use crate::host::{Host, Kind};
 use crate::plan::inside;
 use crate::plan::{Rights, Rule, RuleObject};
@@ -24,17 +24,14 @@ impl<'a> Rules<'a> {
         Self { host, holes, base, rules: Vec::new(), not_listed: Vec::new() }
     }
 
-    pub(super) fn show(&mut self, shown: Shown<'_>) {
-        self.tree(shown.source, shown.directory, shown.access);
-    }
-
     pub(super) fn rule(&mut self, path: &Path, directory: bool, rights: Rights) {
         // Not a path that a plan can name, such as one that is too long: nothing is allowed there.
         let Some(path) = inside(path) else { return };
         self.rules.push(Rule { object: RuleObject::Path(path), directory, rights });
     }
 
-    fn tree(&mut self, path: &Path, directory: bool, access: Access) {
+    /// What is to be allowed of something that is shown, and of all below it.
+    pub(super) fn tree(&mut self, path: &Path, directory: bool, access: Access) {
         if directory && self.holes_below(path).next().is_some() {
             self.expand(path, access);
             return;

@@ -8,18 +8,20 @@ use nix::libc;
 use nix::mount::MsFlags;
 
 /// A mount.
-pub(super) struct Entry<'a> {
+#[derive(Debug)]
+pub struct Entry<'a> {
     /// Where it is, seen from the root of the process that asked.
-    pub(super) point: PathBuf,
+    pub point: PathBuf,
     /// Flags of the mount. Those that the host set are locked in a user namespace, so a remount must repeat them.
-    pub(super) flags: MsFlags,
+    pub flags: MsFlags,
     /// Device number of what is mounted, as stat(2) has it.
-    pub(super) device: u64,
+    pub device: u64,
     /// The type of file system.
-    pub(super) kind: &'a [u8],
+    pub kind: &'a [u8],
 }
 
-pub(super) fn entries(table: &[u8]) -> impl Iterator<Item = Entry<'_>> {
+/// The mounts of a table, in its order.
+pub fn entries(table: &[u8]) -> impl Iterator<Item = Entry<'_>> {
     table.split(|byte| *byte == b'\n').filter_map(parse)
 }
 
