@@ -263,6 +263,63 @@ fn only_allowed_files_are_executed() {
     }
 }
 
+/// A loader maps what the environment says, for whoever may set it: `env` is in `readonly` and `diagnostics`.
+#[test]
+fn an_allowed_command_maps_no_library_that_it_does_not_need() {
+    let Some(library) = ["/lib/x86_64-linux-gnu/libm.so.6", "/lib/aarch64-linux-gnu/libm.so.6"]
+        .into_iter()
+        .find(|path| Path::new(path).exists())
+    else {
+        return;
+    };
+    for rung in rungs() {
+        let scratch = Scratch::new();
+        let folder = scratch.folder("workspace", rung.caller);
+        fs::copy(library, scratch.path().join("evil.so")).unwrap();
+        let profile = with_binds(
+            &[bind(scratch.path(), true), bind(&folder, false)],
+            json!({"allowed_commands": ["env", "cp", "ls", "sh", "chmod"]}),
+        );
+        let run = |words: &[&str]| rung.run(&profile, &["--"]).args(words).output();
+        let needed = Path::new(library).with_file_name("libc.so.6");
+        let preload = |path: &Path| format!("LD_PRELOAD={}", path.display());
+        let result = run(&["env", &preload(&needed), "ls", "/etc/hostname"]).expect_code(0);
+        assert_eq!(result.stderr, "", "{rung:?}");
+        let evil = scratch.path().join("evil.so");
+        run(&["env", &preload(&evil), "ls", "/etc/hostname"])
+            .expect_stderr("cannot be preloaded (failed to map segment");
+        run(&["env", &format!("LD_LIBRARY_PATH={}", scratch.path().display()), "ls", "/etc/hostname"]).expect_code(0);
+        run(&["env", "--", &evil.display().to_string()]).expect_code(126);
+        // What can be written can't be executed either.
+        for place in ["${TMPDIR:-/tmp}", &folder.display().to_string()] {
+            let script = format!("cp /usr/bin/id {place}/x && chmod 755 {place}/x; {place}/x; ls {place}");
+            let result = run(&["sh", "-c", &script]).expect_code(0).expect_stdout("x");
+            assert!(!result.stdout.contains("uid="), "{rung:?}: {result:?}");
+        }
+    }
+}
+
+#[test]
+fn what_may_be_executed_can_not_be_changed() {
+    for rung in rungs() {
+        let scratch = Scratch::new();
+        let folder = scratch.folder("data", rung.caller);
+        let program = folder.join("tool");
+        fs::copy(tool("busybox").unwrap(), &program).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        own(&program, rung.caller);
+        let changes = json!({"allowed_commands": [program, "dd"]});
+        let profile = with_binds(&[bind(&folder, false)], changes);
+        let target = format!("of={}", program.display());
+        let result = rung.run(&profile, &["--", "dd", "if=/etc/hostname", &target]).output();
+        assert_ne!(result.code, 0, "{rung:?}: {result:?}");
+        assert!(fs::metadata(&program).unwrap().len() > 10_000, "{rung:?}: {result:?}");
+        if rung.backend == "landlock" {
+            result.expect_code(125).expect_stderr("from being changed").expect_stderr("--allow-degraded allowlist");
+        }
+    }
+}
+
 /// Processes whose command line has this word.
 fn running(word: &str) -> usize {
     let is_it = |entry: fs::DirEntry| {

@@ -153,7 +153,7 @@ fn filters_that_refuse_namespaces_leave_the_lowest_rung() {
         let scratch = Scratch::new();
         let host = filtered(name, &scratch, &scratch.file("policy.json", policy.to_string()));
         for caller in callers() {
-            host.is(caller, "landlock", "minimal", &[("landlock-fs", "full"), ("allowlist", "partial")]);
+            host.is(caller, "landlock", "minimal", &[("landlock-fs", "full"), ("allowlist", "full")]);
             let refused = host.start(caller).args(["run", "--backend", "namespaces", "--", "ls"]).output();
             refused.expect_code(125).expect_stderr("a seccomp filter around this process refuses user namespaces");
         }

@@ -114,7 +114,6 @@ fn task_in_place(task: Task, policy: &Policy, plan: &Plan, in_place: &InPlace) -
         writable: writable.iter().filter(is_scratch).cloned().collect(),
         root_is_sealed: true,
         bounding_set_may_stay: true,
-        loader: task.forbidden.as_ref().and_then(|_| in_place.loaders.first().cloned()),
         ..task
     }
 }

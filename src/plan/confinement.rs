@@ -187,23 +187,26 @@ fn expect(plan: &mut Plan, policy: &Policy, host: &Host, choice: &Choice) {
     );
     landlock_layers(&mut expected, plan, policy, host);
     if !policy.allowed_commands.is_empty() {
-        let allowlist = match &plan.executables {
-            Some(executables) if !executables.many_commands.is_empty() => {
-                partial("telling the commands in one multi-call file apart")
-            }
-            Some(executables) if !executables.library_folders.is_empty() => {
-                partial("keeping the dynamic loader from programs in the library folders")
-            }
-            Some(_) if !plan.has_filter() => {
-                partial("refusing programs in memory files: the policy asks for no filter")
-            }
-            Some(_) => Enforcement::FULL,
-            None => partial("anything but the check of the command word"),
-        };
+        let allowlist = allowlist(plan, Enforcement::FULL);
         expected.insert(Layer::Allowlist, allowlist);
     }
     refused_layers(&mut expected, choice);
     plan.expected = expected;
+}
+
+/// How far an allowlist is in force, where nothing in the plan weakens it.
+pub(super) fn allowlist(plan: &Plan, in_full: Enforcement) -> Enforcement {
+    match &plan.executables {
+        Some(executables) if !executables.many_commands.is_empty() => {
+            partial("telling the commands in one multi-call file apart")
+        }
+        Some(executables) if !executables.library_folders.is_empty() => {
+            partial("keeping the dynamic loader from programs in the library folders")
+        }
+        Some(_) if !plan.has_filter() => partial("refusing programs in memory files: the policy asks for no filter"),
+        Some(_) => in_full,
+        None => partial("anything but the check of the command word"),
+    }
 }
 
 fn userns_limit(plan: &Plan) -> Enforcement {

@@ -8,7 +8,7 @@ use super::PlanError;
 use super::ladder::Rung;
 use crate::host::Host;
 use crate::policy::{Network, Policy};
-use crate::seccomp::{self, Filter, Flag, Program};
+use crate::seccomp::{self, Filter, Flag, Gate, Program};
 
 /// What has to be filtered besides, where there is nothing but Landlock.
 fn boundary(policy: &Policy, host: &Host, rung: Rung) -> Vec<Filter> {
@@ -31,13 +31,13 @@ pub(super) fn build(
     host: &Host,
     rung: Rung,
     has_allowlist: bool,
-    gate: bool,
+    gate: Option<Gate>,
 ) -> Result<Vec<Filter>, PlanError> {
     let more = boundary(policy, host, rung);
     let mut filters = Vec::new();
-    if gate {
-        let origin = if policy.exec_once { "exec-once" } else { "loader-gate" }.to_owned();
-        let program = Program::launch_gate();
+    if let Some(asks) = gate {
+        let origin = if asks.launches { "exec-once" } else { "mapping-gate" }.to_owned();
+        let program = Program::gate(asks);
         let program = program.map_err(|cause| PlanError::FilterTooLong { origin: origin.clone(), cause })?;
         // How it waits for its listener is all that the policies' flags can say about it.
         let wanted = |flag: &Flag| *flag == Flag::WaitKillableRecv;
@@ -59,7 +59,7 @@ pub(super) fn build(
         }
     }
     filters.extend(allowlist);
-    for Filter { origin, program, .. } in filters.iter_mut().skip(usize::from(gate)) {
+    for Filter { origin, program, .. } in filters.iter_mut().skip(usize::from(gate.is_some())) {
         // Under bubblewrap's contract such a call fails (ENOSYS), as without a listener anywhere.
         if let Some(instruction) = program.notifies().filter(|_| policy.bubblewrap.is_none()) {
             return Err(PlanError::FilterNotifies { origin: origin.clone(), instruction });

@@ -26,14 +26,14 @@ use self::ladder::Choice;
 use crate::host::Host;
 use crate::policy::{self, Limits, Network, Policy, SandboxPath, Workdir};
 use crate::report::Effective;
-use crate::seccomp::Filter;
+use crate::seccomp::{Filter, Gate};
 use crate::sys;
 
 pub use bubblewrap::{BubblewrapPlan, CapabilityPlan};
 pub use confinement::{LandlockPlan, Rights, Rule, RuleObject};
 pub use error::PlanError;
 pub use executables::Executables;
-pub use in_place::{InPlace, Scratch};
+pub use in_place::{InPlace, Mappings, Scratch};
 pub use ladder::Rung;
 pub use root::{Attributes, DEVICES, ProcCover, RootRules, Skipped, Step};
 
@@ -78,7 +78,7 @@ pub struct Plan {
     pub prctl_from: usize,
     /// Nothing can be executed after the command.
     pub exec_once: bool,
-    /// The first filter asks the supervisor about each execve: for `exec_once`, or to refuse loaders.
+    /// The first filter asks the supervisor: about each execve for `exec_once`, about executable mappings where no mount is noexec.
     #[serde(skip)]
     pub gate: bool,
     /// Limits that setrlimit(2) sets.
@@ -210,7 +210,9 @@ impl Plan {
             .any(|step| matches!(step, Step::Bind { target, .. } | Step::Tmpfs { target, .. } if target.is_root()));
         let bubblewrap = policy.bubblewrap.as_ref().map(|asked| BubblewrapPlan::new(policy, asked, host));
         let (namespaces, ids_inside) = namespaces(policy, host, &choice, root.has_devpts);
-        let gate = policy.exec_once || choice.rung == Rung::Landlock && executables.is_some();
+        let gate =
+            Gate { launches: policy.exec_once, mappings: choice.rung == Rung::Landlock && executables.is_some() };
+        let gate = (gate.launches || gate.mappings).then_some(gate);
         let filters = filters::build(policy, host, choice.rung, executables.is_some(), gate)?;
         let mut plan = Self {
             name: policy.name.clone(),
@@ -231,7 +233,7 @@ impl Plan {
             prctl_from: filters::prctl_from(&filters)?,
             filters,
             exec_once: policy.exec_once,
-            gate,
+            gate: gate.is_some(),
             executables,
             in_place: None,
             landlock: None,

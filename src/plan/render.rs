@@ -48,8 +48,13 @@ fn fmt_in_place(f: &mut fmt::Formatter<'_>, in_place: &InPlace) -> fmt::Result {
     for lost in &in_place.lost {
         writeln!(f, "  without {lost}")?;
     }
-    for loader in &in_place.loaders {
-        writeln!(f, "  refuse to execute {} by name", loader.display())?;
+    if let Some(mappings) = &in_place.mappings {
+        let count = mappings.files.len();
+        write!(f, "  be asked about each executable mapping, which only {count} files can have")?;
+        for folder in &mappings.folders {
+            write!(f, ", and those in {}", folder.display())?;
+        }
+        writeln!(f)?;
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use landlock::{
 };
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
+use nix::libc;
 use nix::sys::prctl;
 use nix::unistd::{execve, execveat};
 
@@ -281,7 +282,7 @@ fn install_filters(prepared: &Prepared<'_>, gate: Option<&OwnedFd>) -> Result<()
         match gate {
             // The gate comes first: sending is up to no other filter yet.
             Some(channel) if index == 0 => {
-                let listener = sys::install_asking_filter(instructions, *flags).at_index(Stage::Filter, index)?;
+                let listener = install_gate(instructions, *flags).at_index(Stage::Filter, index)?;
                 Message::Listening.send_with(channel, listener).at(Stage::Listener)?;
             }
             _ if index < prepared.plan.prctl_from => {
@@ -291,6 +292,14 @@ fn install_filters(prepared: &Prepared<'_>, gate: Option<&OwnedFd>) -> Result<()
         }
     }
     Ok(())
+}
+
+/// A call that waits for its answer is interrupted by nothing but death (Linux 5.19), so that no loader sees EINTR.
+fn install_gate(instructions: &[libc::sock_filter], flags: libc::c_ulong) -> nix::Result<OwnedFd> {
+    match sys::install_asking_filter(instructions, flags | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV) {
+        Err(Errno::EINVAL) => sys::install_asking_filter(instructions, flags),
+        installed => installed,
+    }
 }
 
 /// Executes, in the directory with this place in the plan. Comes back only with the reason why it could not.

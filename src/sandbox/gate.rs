@@ -1,53 +1,34 @@
-//! The launch gate, in the supervisor: a filter asks about each execve before it happens (seccomp_unotify(2)). The first is
-//! the command's own. Of later ones none goes on under `exec_once`, and none of a dynamic loader where an allowlist must
-//! hold without noexec mounts: a loader that is started by name maps any file that can be read.
+//! The gate, in the supervisor: a filter asks about calls before they happen (seccomp_unotify(2)). Under `exec_once` about each
+//! execve, of which the first is the command's own and no other goes on. Under an allowlist without noexec mounts about each
+//! mapping that is executable, as mmap(2) would see to there: only the allowed files and their libraries may be mapped so.
 //!
-//! The path is in the caller's memory and could be changed behind the answer, but only by code that runs inside already,
-//! which has no use for a loader then.
+//! A descriptor can mean another file by the time that the call goes on, but only by another thread of the same program. One
+//! that runs such code has no use for a library any more.
 
-use std::fs::{self, File};
+use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::poll::PollFlags;
-use nix::sys::stat::{Mode, fstat, stat};
+use nix::sys::stat::stat;
 
-use super::resolve::{Lookup, look_up};
-use crate::plan::Plan;
+use crate::host::Identity;
+use crate::plan::{Mappings, Plan};
 use crate::sys::{self, Question};
 
-/// PATH_MAX, the final NUL included.
-const PATH_MAX: usize = 4096;
-
-/// What the gate refuses.
 #[derive(Debug)]
-enum Refusal {
-    Everything,
-    /// These files: device and inode.
-    Files(Vec<(u64, u64)>),
-}
-
-#[derive(Debug)]
-pub(super) struct Gate {
+pub(super) struct Gate<'a> {
     pub(super) listener: OwnedFd,
     launched: bool,
-    refusal: Refusal,
+    mappings: Option<&'a Mappings>,
 }
 
-impl Gate {
-    pub(super) fn new(listener: OwnedFd, plan: &Plan) -> Self {
-        let loaders = plan.in_place.iter().flat_map(|in_place| &in_place.loaders);
-        let refusal = if plan.exec_once {
-            Refusal::Everything
-        } else {
-            Refusal::Files(loaders.filter_map(|path| stat(path).ok()).map(|file| (file.st_dev, file.st_ino)).collect())
-        };
-        Self { listener, launched: false, refusal }
+impl<'a> Gate<'a> {
+    pub(super) fn new(listener: OwnedFd, plan: &'a Plan) -> Self {
+        let mappings = plan.in_place.as_ref().and_then(|in_place| in_place.mappings.as_ref());
+        Self { listener, launched: false, mappings }
     }
 
     /// Answers one question. `false`: nobody is left who could ask.
@@ -57,8 +38,7 @@ impl Gate {
         }
         match sys::next_question(self.listener.as_fd()) {
             Ok(question) => {
-                let verdict = if self.launched { self.verdict(&question) } else { Ok(()) };
-                self.launched = true;
+                let verdict = self.verdict(&question);
                 match sys::answer_question(self.listener.as_fd(), question.id, verdict.err()) {
                     // Who asked has been killed meanwhile.
                     Err(Errno::ENOENT) => Ok(true),
@@ -70,59 +50,25 @@ impl Gate {
         }
     }
 
-    fn verdict(&self, question: &Question) -> nix::Result<()> {
-        let Refusal::Files(files) = &self.refusal else { return Err(Errno::EACCES) };
-        let file = fstat(named_file(question)?)?;
-        if files.contains(&(file.st_dev, file.st_ino)) { Err(Errno::EACCES) } else { Ok(()) }
+    fn verdict(&mut self, question: &Question) -> nix::Result<()> {
+        if [libc::SYS_execve, libc::SYS_execveat].contains(&question.nr.into()) {
+            let is_first = !std::mem::replace(&mut self.launched, true);
+            return if is_first { Ok(()) } else { Err(Errno::EACCES) };
+        }
+        // As the kernel says it of a noexec mount.
+        let is_allowed = self.mappings.is_some_and(|mappings| may_be_mapped(mappings, question));
+        if is_allowed { Ok(()) } else { Err(Errno::EPERM) }
     }
 }
 
-/// The file that an execve(2) or execveat(2) names. An error is the answer that the kernel would give, or fails closed: magic
-/// links of /proc mean another process here.
-fn named_file(question: &Question) -> nix::Result<OwnedFd> {
-    let process = PathBuf::from(format!("/proc/{}", question.pid));
-    let [first, second, ..] = question.args;
-    let at = i64::from(question.nr) == libc::SYS_execveat;
-    let path = read_path(&process, if at { second } else { first })?;
+/// Whether the file behind the descriptor, mmap(2)'s fifth argument, is one of those. What can't be looked at is none.
+fn may_be_mapped(mappings: &Mappings, question: &Question) -> bool {
+    let [.., descriptor, _] = question.args;
     // The kernel takes the low half.
-    let descriptor = u32::try_from(first & u64::from(u32::MAX)).unwrap_or_default().cast_signed();
-    let from = if at && descriptor != libc::AT_FDCWD {
-        process.join("fd").join(descriptor.to_string())
-    } else {
-        process.join("cwd")
-    };
-    if path.as_os_str().is_empty() {
-        return open(&from, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
-    }
-    let whole = if path.is_absolute() {
-        path
-    } else {
-        fs::read_link(&from).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EACCES)))?.join(path)
-    };
-    let root = open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-    look_up(&root, &whole, Lookup { follow_last: true, by_hand: false })
-}
-
-/// A path in the memory of a process that waits for the answer.
-fn read_path(process: &Path, address: u64) -> nix::Result<PathBuf> {
-    let refused = |_| Errno::EACCES;
-    let memory = File::open(process.join("mem")).map_err(refused)?;
-    let mut bytes = vec![0; PATH_MAX];
-    let mut length = 0;
-    // The string may end right before memory that is not there.
-    while let Some(rest) = bytes.get_mut(length..).filter(|rest| !rest.is_empty()) {
-        let start = address.checked_add(u64::try_from(length).unwrap_or(u64::MAX)).ok_or(Errno::EFAULT)?;
-        let to_page = usize::try_from(4096 - start % 4096).unwrap_or(1).min(rest.len());
-        let part = rest.get_mut(..to_page).unwrap_or_default();
-        let read = memory.read_at(part, start).map_err(|_| Errno::EFAULT)?;
-        if let Some(end) = part.iter().take(read).position(|byte| *byte == 0) {
-            bytes.truncate(length + end);
-            return Ok(PathBuf::from(std::ffi::OsStr::from_bytes(&bytes)));
-        }
-        if read == 0 {
-            return Err(Errno::EFAULT);
-        }
-        length += read;
-    }
-    Err(Errno::ENAMETOOLONG)
+    let descriptor = descriptor & u64::from(u32::MAX);
+    let link = format!("/proc/{}/fd/{descriptor}", question.pid);
+    let Ok(file) = stat(Path::new(&link)) else { return false };
+    let identity = Identity { device: file.st_dev, inode: file.st_ino };
+    mappings.files.contains(&identity)
+        || fs::read_link(link).is_ok_and(|path| mappings.folders.iter().any(|folder| path.starts_with(folder)))
 }

@@ -259,7 +259,7 @@ struct Watch<'a> {
     started: Instant,
     state: State,
     plan: &'a Plan,
-    gate: Option<Gate>,
+    gate: Option<Gate<'a>>,
     left_behind: bool,
 }
 

@@ -1,9 +1,9 @@
-//! Filters and the call that starts the command, which happens under them.
+//! Filters and the call that starts the command, which happens under them; filters that ask about calls.
 
 use super::abi::{Abi, X32_BIT};
 use super::action::Action;
 use super::interpret::Call;
-use super::program::{Instruction, InvalidProgram, JEQ_K, LD_W_ABS, Program, RET_K};
+use super::program::{Instruction, InvalidProgram, JEQ_K, JSET_K, LD_W_ABS, Program, RET_K};
 
 /// It fits: system call numbers are below 2^31.
 #[allow(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "small positive numbers")]
@@ -21,9 +21,35 @@ const FOREIGN: &[(Abi, [u32; 2])] = if cfg!(target_arch = "x86_64") {
     &[]
 };
 
+/// The call that maps a file, and personality, of each interface.
+const MAPPING: &[(Abi, [u32; 2])] = if cfg!(target_arch = "x86_64") {
+    &[(Abi::NATIVE, NATIVE_MAPPING), (Abi::X86, [192, 136]), (Abi::X32, [9 | X32_BIT, 135 | X32_BIT])]
+} else if cfg!(target_arch = "aarch64") {
+    &[(Abi::NATIVE, NATIVE_MAPPING), (Abi::Arm, [192, 136])]
+} else {
+    &[(Abi::NATIVE, NATIVE_MAPPING)]
+};
+const NATIVE_MAPPING: [u32; 2] = [number(nix::libc::SYS_mmap), number(nix::libc::SYS_personality)];
+/// The old mmap of i386, whose arguments lie in memory. No C library calls it.
+const OLD_MMAP: Option<(Abi, u32)> = if cfg!(target_arch = "x86_64") { Some((Abi::X86, 90)) } else { None };
+
 /// Offsets in struct seccomp_data (linux/seccomp.h).
 const NR: u32 = 0;
 const ARCH: u32 = 4;
+
+/// Offset of an argument's low half; all supported machines are little-endian.
+const fn low_half(argument: u32) -> u32 {
+    16 + 8 * argument
+}
+
+/// What a gate asks its listener about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gate {
+    /// Each execve and execveat of the native interface; those of foreign ones are refused.
+    pub launches: bool,
+    /// Each mmap(2) of a file that makes it executable. READ_IMPLIES_EXEC (personality(2)) is refused.
+    pub mappings: bool,
+}
 
 impl Program {
     /// Whether the program would refuse the very call that starts a command, and how.
@@ -58,7 +84,7 @@ impl Program {
         self.run(&Call { nr, arch: Abi::NATIVE.audit_arch(), args, ..Call::default() })
     }
 
-    /// The same program, but execve and execveat of the native interface are left to [`Program::launch_gate`].
+    /// The same program, but execve and execveat of the native interface are left to a [`Gate`].
     ///
     /// # Errors
     /// [`InvalidProgram::TooLong`].
@@ -68,14 +94,24 @@ impl Program {
         Self::new(instructions)
     }
 
-    /// A filter that asks its listener about each execve and execveat, and refuses those of foreign interfaces.
+    /// A filter that asks its listener.
     ///
     /// # Errors
     /// [`InvalidProgram`], never.
-    pub fn launch_gate() -> Result<Self, InvalidProgram> {
-        let mut instructions = for_calls(Abi::NATIVE, NATIVE, Action::Notify).to_vec();
-        for (abi, calls) in FOREIGN {
-            instructions.extend(for_calls(*abi, *calls, Action::Errno(1)));
+    pub fn gate(asks: Gate) -> Result<Self, InvalidProgram> {
+        let mut instructions = Vec::new();
+        if asks.launches {
+            instructions.extend(for_calls(Abi::NATIVE, NATIVE, Action::Notify));
+            for (abi, calls) in FOREIGN {
+                instructions.extend(for_calls(*abi, *calls, Action::Errno(1)));
+            }
+        }
+        if asks.mappings {
+            for (abi, [mmap, personality]) in MAPPING {
+                instructions.extend(for_executable_mappings(*abi, *mmap));
+                instructions.extend(for_implied_execution(*abi, *personality));
+            }
+            instructions.extend(OLD_MMAP.iter().flat_map(|(abi, nr)| for_calls(*abi, [*nr; 2], Action::Errno(1))));
         }
         instructions.push(verdict(Action::Allow));
         Self::new(instructions)
@@ -95,6 +131,38 @@ fn for_calls(abi: Abi, [one, other]: [u32; 2], action: Action) -> [Instruction; 
     [load(ARCH), unless(abi.audit_arch(), 4), load(NR), when(one, 1), unless(other, 1), verdict(action)]
 }
 
+/// Asks about mmap(2) with PROT_EXEC and without MAP_ANONYMOUS; goes on behind it for all others.
+fn for_executable_mappings(abi: Abi, mmap: u32) -> [Instruction; 9] {
+    const PROT_EXEC: u32 = 4;
+    const MAP_ANONYMOUS: u32 = 0x20;
+    [
+        load(ARCH),
+        unless(abi.audit_arch(), 7),
+        load(NR),
+        unless(mmap, 5),
+        load(low_half(2)),
+        when_set(PROT_EXEC, 0, 3),
+        load(low_half(3)),
+        when_set(MAP_ANONYMOUS, 1, 0),
+        verdict(Action::Notify),
+    ]
+}
+
+/// Refuses personality(2) with READ_IMPLIES_EXEC, but not the question (all bits set).
+fn for_implied_execution(abi: Abi, personality: u32) -> [Instruction; 8] {
+    const READ_IMPLIES_EXEC: u32 = 0x0040_0000;
+    [
+        load(ARCH),
+        unless(abi.audit_arch(), 6),
+        load(NR),
+        unless(personality, 4),
+        load(low_half(0)),
+        when(u32::MAX, 2),
+        when_set(READ_IMPLIES_EXEC, 0, 1),
+        verdict(Action::Errno(1)),
+    ]
+}
+
 fn load(offset: u32) -> Instruction {
     Instruction { code: LD_W_ABS, jt: 0, jf: 0, k: offset }
 }
@@ -107,6 +175,11 @@ fn when(k: u32, skip: u8) -> Instruction {
 /// Skips instructions unless the accumulator is `k`.
 fn unless(k: u32, skip: u8) -> Instruction {
     Instruction { code: JEQ_K, jt: 0, jf: skip, k }
+}
+
+/// Skips `yes` instructions when one of these bits is set in the accumulator, else `no`.
+fn when_set(bits: u32, yes: u8, no: u8) -> Instruction {
+    Instruction { code: JSET_K, jt: yes, jf: no, k: bits }
 }
 
 fn verdict(action: Action) -> Instruction {

@@ -35,6 +35,7 @@ pub use explain::{CallEntry, Explanation, Interface, Line};
 pub use filter::{Filter, FilterError, is_json};
 pub use fix::Fix;
 pub use interpret::Call;
+pub use launch::Gate;
 pub use lint::{Finding, Severity, Subject};
 pub use nearest::nearest;
 pub use oci::{ActionName, Document, Flag, Operator, SyntaxError};

@@ -390,7 +390,7 @@ fn more_than_the_kernel_takes_is_refused_and_not_cut() {
 
 #[test]
 fn the_launch_gate_asks_about_native_launches_and_refuses_others() {
-    let gate = Program::launch_gate().unwrap();
+    let gate = Program::gate(Gate { launches: true, mappings: false }).unwrap();
     let run = |program: &Program, abi: Abi, name: &str| {
         program.run(&Call { nr: abi.number(name).unwrap(), arch: abi.audit_arch(), ..Call::default() })
     };
@@ -409,5 +409,41 @@ fn the_launch_gate_asks_about_native_launches_and_refuses_others() {
             assert_eq!(run(&gate, abi, "execveat"), Action::Errno(1));
         }
         assert_eq!(run(&behind, Abi::X86, "execve"), Action::KillProcess);
+    }
+}
+
+#[test]
+fn the_mapping_gate_asks_about_files_that_become_executable() {
+    let gate = Program::gate(Gate { launches: false, mappings: true }).unwrap();
+    let foreign: &[Abi] = if cfg!(target_arch = "x86_64") { &[Abi::X86, Abi::X32] } else { &[] };
+    for abi in foreign.iter().copied().chain([Abi::NATIVE]) {
+        let run = |name: &str, args: [u64; 6]| {
+            gate.run(&Call { nr: abi.number(name).unwrap(), arch: abi.audit_arch(), args, ..Call::default() })
+        };
+        let mmap = if abi == Abi::X86 { "mmap2" } else { "mmap" };
+        for (prot, flags, verdict) in [
+            (5, 0x2, Action::Notify),
+            (4, 0x1, Action::Notify),
+            (0xffff_ffff_0000_0007, 0x812, Action::Notify),
+            (1, 0x2, Action::Allow),
+            (3, 0x22, Action::Allow),
+            (7, 0x22, Action::Allow),
+        ] {
+            assert_eq!(run(mmap, [0, 4096, prot, flags, 3, 0]), verdict, "{abi:?} {prot:#x} {flags:#x}");
+        }
+        for (persona, verdict) in [
+            (0x0040_0000, Action::Errno(1)),
+            (0x0044_0000, Action::Errno(1)),
+            (0xffff_ffff, Action::Allow),
+            (0, Action::Allow),
+        ] {
+            assert_eq!(run("personality", [persona, 0, 0, 0, 0, 0]), verdict, "{abi:?} {persona:#x}");
+        }
+        assert_eq!(run("execve", [0; 6]), Action::Allow);
+        assert_eq!(run("read", [0, 0, 4, 2, 0, 0]), Action::Allow);
+    }
+    if cfg!(target_arch = "x86_64") {
+        let old = Call { nr: 90, arch: Abi::X86.audit_arch(), ..Call::default() };
+        assert_eq!(gate.run(&old), Action::Errno(1));
     }
 }

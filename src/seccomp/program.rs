@@ -163,6 +163,7 @@ pub(super) const NEG: u16 = 0x80;
 pub(super) const XOR: u16 = 0xa0;
 /// The whole operation with a constant.
 pub(super) const JEQ_K: u16 = JMP | JEQ;
+pub(super) const JSET_K: u16 = JMP | JSET;
 pub(super) const JEQ: u16 = 0x10;
 pub(super) const JGT: u16 = 0x20;
 pub(super) const JGE: u16 = 0x30;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::super::confinement::{ABI_SCOPE, off, partial};
+use super::super::confinement::{ABI_SCOPE, allowlist, off, partial};
 use crate::host::Host;
 use crate::plan::{Plan, RuleObject};
 use crate::policy::{Network, Policy};
@@ -39,15 +39,8 @@ pub(super) fn layers(plan: &Plan, policy: &Policy, host: &Host) -> Effective {
         layers.insert(Layer::ExecOnce, Enforcement::by("seccomp, asked about each execve"));
     }
     if !policy.allowed_commands.is_empty() {
-        let allowlist = match &plan.executables {
-            Some(executables) if !executables.many_commands.is_empty() => {
-                partial("telling the commands in one multi-call file apart")
-            }
-            Some(_) if in_place.loaders.is_empty() => by_abi(),
-            // Landlock has no right for what is mapped executable.
-            Some(_) => partial("keeping the loader from libraries that LD_PRELOAD and the like name"),
-            None => partial("anything but the check of the command word"),
-        };
+        let by = Enforcement::by(format!("Landlock ABI {abi}; seccomp, asked about each executable mapping"));
+        let allowlist = allowlist(plan, by);
         layers.insert(Layer::Allowlist, allowlist);
     }
     layers

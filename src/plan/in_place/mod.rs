@@ -17,7 +17,7 @@ use super::confinement::{ABI_NET, ABI_SCOPE};
 use super::ladder::Choice;
 use super::view::View;
 use super::{DEVICES, LandlockPlan, Plan, PlanError, Rights, Skipped, Step, inside, lossy_path, terminal_rule};
-use crate::host::Host;
+use crate::host::{Host, Identity};
 use crate::policy::{Network, Policy, SandboxPath};
 use crate::report::{Enforcement, Layer};
 
@@ -31,9 +31,19 @@ pub struct InPlace {
     /// The private folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scratch: Option<Scratch>,
-    /// Loaders that may be used and not be executed themselves: each execve is asked about.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub loaders: Vec<PathBuf>,
+    /// What may be mapped executable under an allowlist. No mount is noexec here, so each such mapping is asked about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mappings: Option<Mappings>,
+}
+
+/// What an allowlist's commands may map executable: themselves and their libraries.
+#[derive(Debug, Clone, Serialize)]
+pub struct Mappings {
+    /// These files.
+    #[serde(skip)]
+    pub files: Vec<Identity>,
+    /// And all that lie in these folders of the host's.
+    pub folders: Vec<PathBuf>,
 }
 
 /// A folder of the host's for one run, gone afterwards.
@@ -53,14 +63,14 @@ pub(super) fn decide(plan: &mut Plan, policy: &Policy, host: &Host, choice: &Cho
     decision.refuse_impossible(plan)?;
     let scratch = decision.scratch(plan);
     let landlock = decision.landlock(plan, scratch.as_ref())?;
-    let loaders = decision.loaders(plan)?;
+    let mappings = decision.mappings(plan)?;
     decision.move_to_scratch(plan, scratch.as_ref());
     let Decision { layout, lost, degraded, .. } = decision;
     let lost = layout.lost.iter().cloned().chain(lost).collect();
     plan.steps.clear();
     plan.hostname = None;
     plan.landlock = Some(landlock);
-    plan.in_place = Some(InPlace { because: choice.cause().cause, lost, scratch, loaders });
+    plan.in_place = Some(InPlace { because: choice.cause().cause, lost, scratch, mappings });
     plan.expected = expected::layers(plan, policy, host);
     for (layer, promise) in degraded {
         plan.expected.insert(layer, Enforcement::Partial { missing: promise });
@@ -113,13 +123,8 @@ impl Decision<'_> {
             self.lost.push(format!("empty folders at {}: there is no place for a private folder", names.join(", ")));
             return None;
         };
-        let state = if plan.executables.is_some() {
-            "a private folder that can't be written, or programs could be put into it"
-        } else {
-            "a private folder"
-        };
         self.lost.push(format!(
-            "empty folders at {}: {state} stands in for them in HOME, TMPDIR and as working directory",
+            "empty folders at {}: a private folder stands in for them in HOME, TMPDIR and as working directory",
             names.join(", ")
         ));
         let mut folders: Vec<PathBuf> = Vec::new();
@@ -180,9 +185,7 @@ impl Decision<'_> {
         }
         if let Some(scratch) = scratch {
             rules.rule(&scratch.path, true, base);
-            if plan.executables.is_none() {
-                rules.rule(&scratch.path, true, Rights::Write);
-            }
+            rules.rule(&scratch.path, true, Rights::Write);
         }
         if let Some(executables) = &plan.executables {
             for folder in self.on_host(&plan.steps, &executables.folders) {
@@ -259,20 +262,32 @@ impl Decision<'_> {
         Ok(())
     }
 
-    /// The loaders of an allowlist. The kernel opens them as it opens a program, so Landlock must let them be executed;
-    /// started by name they would map any file that can be read.
-    fn loaders(&mut self, plan: &Plan) -> Result<Vec<PathBuf>, PlanError> {
-        let Some(executables) = &plan.executables else { return Ok(Vec::new()) };
-        let loaders = self.on_host(&plan.steps, &executables.loaders);
-        let writable = self.layout.entries.iter().find_map(|entry| match &entry.content {
-            Content::Host { source, access: Access::Write | Access::Device, .. } => Some(source.clone()),
-            _ => None,
-        });
-        if let Some(writable) = writable.filter(|_| !loaders.is_empty()) {
-            let promise = format!("keep the loader from libraries that are put into {}", writable.display());
-            self.give_up(Layer::Allowlist, promise)?;
+    /// What the commands of an allowlist may map executable; none of it may become something else.
+    fn mappings(&mut self, plan: &Plan) -> Result<Option<Mappings>, PlanError> {
+        let Some(executables) = &plan.executables else { return Ok(None) };
+        let files = executables.commands.iter().chain(&executables.loaders).chain(&executables.libraries);
+        let folders = self.on_host(&plan.steps, executables.folders.iter().chain(&executables.library_folders));
+        let entries = self.layout.entries.iter();
+        let writable: Vec<PathBuf> = entries
+            .filter_map(|entry| match &entry.content {
+                Content::Host { source, access: Access::Write | Access::Device, .. } => Some(source.clone()),
+                _ => None,
+            })
+            .collect();
+        for path in self.on_host(&plan.steps, files.clone()).iter().chain(&folders) {
+            let is_folder = folders.contains(path);
+            let changes = |writable: &&PathBuf| path.starts_with(writable) || is_folder && writable.starts_with(path);
+            if let Some(writable) = writable.iter().find(changes) {
+                let promise = format!(
+                    "keep {}, which may be executed, from being changed: {} is writable",
+                    path.display(),
+                    writable.display()
+                );
+                self.give_up(Layer::Allowlist, promise)?;
+            }
         }
-        Ok(loaders)
+        let files = files.filter_map(|path| executables.identities.get(path).copied()).collect();
+        Ok(Some(Mappings { files, folders }))
     }
 
     /// Where a path would be one of the empty folders, the private folder has it.
