@@ -2,18 +2,18 @@
 //! Needs a shell and busybox, so that it runs on kernels whose host has nothing else (`kernels/`).
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::support::*;
+
+#[path = "endings.rs"]
+mod endings;
 
 /// What a host of one rung alone says (`kernels/init`).
 const EXPECTED: &str = "SHANNOT_EXPECT_RUNG";
@@ -317,81 +317,6 @@ fn what_may_be_executed_can_not_be_changed() {
         if rung.backend == "landlock" {
             result.expect_code(125).expect_stderr("from being changed").expect_stderr("--allow-degraded allowlist");
         }
-    }
-}
-
-/// Processes whose command line has this word.
-fn running(word: &str) -> usize {
-    let is_it = |entry: fs::DirEntry| {
-        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        line.split(|byte| *byte == 0).any(|part| part == word.as_bytes())
-    };
-    fs::read_dir("/proc")
-        .unwrap()
-        .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().parse::<u32>().is_ok())
-        .filter_map(|entry| is_it(entry).then_some(()))
-        .count()
-}
-
-fn soon(condition: impl Fn() -> bool) -> bool {
-    let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(10) {
-        if condition() {
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    condition()
-}
-
-/// A number of seconds that is this test's alone.
-fn mark() -> String {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    format!("{}", 100_000 + std::process::id() % 100_000 * 100 + NEXT.fetch_add(1, Ordering::Relaxed))
-}
-
-#[test]
-fn nothing_outlives_the_command() {
-    for rung in rungs() {
-        let mark = mark();
-        let script =
-            format!("(setsid sh -c '(trap \"\" TERM HUP; sleep {mark} & sleep {mark}) &' &); sleep 0.3; exit 7");
-        rung.sh(&profile(json!({})), &script).expect_code(7);
-        assert_eq!(running(&mark), 0, "{rung:?}");
-    }
-}
-
-#[test]
-fn the_time_limit_ends_everything() {
-    for rung in rungs() {
-        let mark = mark();
-        let script = format!("trap '' TERM; setsid sleep {mark} & sleep {mark}; sleep {mark}");
-        let start = Instant::now();
-        let words = ["--timeout", "500ms", "--kill-after", "500ms", "--", "sh", "-c", &script];
-        rung.run(&profile(json!({})), &words).output().expect_code(124);
-        assert!(start.elapsed() < Duration::from_secs(60), "{rung:?}");
-        assert_eq!(running(&mark), 0, "{rung:?}");
-    }
-}
-
-#[test]
-fn a_killed_supervisor_leaves_nothing_behind() {
-    for rung in rungs() {
-        let mark = mark();
-        let script = format!("echo $TMPDIR; (setsid sleep {mark} &); sleep {mark}");
-        let mut run = rung.run(&profile(json!({})), &["--", "sh", "-c", &script]);
-        let mut child = run.command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let folder = (rung.backend == "landlock").then(|| Path::new(line.trim()).parent().unwrap().to_owned());
-        assert!(folder.as_ref().is_none_or(|folder| folder.is_dir()), "{rung:?}: {line}");
-        assert!(soon(|| running(&mark) >= 2), "{rung:?}");
-        kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGKILL).unwrap();
-        child.wait().unwrap();
-        assert!(soon(|| running(&mark) == 0), "{rung:?}");
-        assert!(soon(|| folder.as_ref().is_none_or(|folder| !folder.exists())), "{rung:?}: {folder:?}");
     }
 }
 

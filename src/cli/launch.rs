@@ -1,7 +1,7 @@
 //! From a policy to a running sandbox, by the highest rung that this host lets it have. The real thing is tried first; only
 //! where the host refuses it is everything tried, and a plan made of what there is.
 
-use super::output::Complaint;
+use super::output::{Complaint, note};
 use crate::host::Host;
 use crate::plan::{Plan, PlanError};
 use crate::policy::{Backend, Policy};
@@ -29,6 +29,10 @@ pub(super) fn run(policy: &Policy, plan: &mut Plan, stdio: &Stdio) -> Result<Out
                 return Err(SandboxError::Failed(failure).into());
             }
             *plan = lower;
+            if let Some(in_place) = &plan.in_place {
+                // The profile's confinement holds there too, or the plan would have refused; but nobody falls unseen.
+                note(&format!("shannot: {}: on the rung `landlock` (shannot doctor says more)", in_place.because));
+            }
             Ok(sandbox::run(plan, stdio, None)?)
         }
         result => Ok(result?),

@@ -17,51 +17,53 @@ use nix::unistd::{Pid, getpid, getppid, setsid};
 use super::confine::{self, Bounding, Settled};
 use super::descriptors::close_all_but;
 use super::failure::{At, Fault, Stage};
-use super::message::{KILL_ALL, Message, TERMINATE_ALL, has_ended};
+use super::message::{Message, TERMINATE_ALL, has_ended};
 use super::prepare::Prepared;
+use super::rootfs;
 use super::setup::{
     change_directory, die_with_supervisor, enter_second_user_namespace, find_command, limit_user_namespaces,
-    loopback_up, map_ids, own_proc_directory, set_limits, supervisor_is_gone,
+    loopback_up, map_ids, own_proc_directory, set_limits,
 };
 use super::supervisor::{LONG_COMMAND, PASSED_ON};
-use super::tree::{self, Reach};
-use super::{rootfs, scratch};
+use super::tree::Reach;
 use crate::plan::Plan;
 use crate::sys;
 
 /// What init exits with when it could not set up; the supervisor has the reason from the channel.
-const SETUP_FAILED: i32 = 125;
+pub(super) const SETUP_FAILED: i32 = 125;
 
 /// The child's side of the clone.
-pub(super) fn run(prepared: &Prepared<'_>, channel: OwnedFd) -> ! {
-    let started = match &prepared.plan.in_place {
-        None => start(prepared, &channel),
-        Some(_) => start_in_place(prepared, &channel),
-    };
+pub(super) fn run(prepared: &Prepared<'_>, channel: &OwnedFd) -> ! {
+    finish(start(prepared, channel), &Reach::Namespace, channel)
+}
+
+/// The same in the host's own tree, below a keeper.
+pub(super) fn run_kept(
+    prepared: &Prepared<'_>,
+    channel: &OwnedFd,
+    (settled, reach): (&Settled, Reach),
+    keeper: Pid,
+) -> ! {
+    finish(start_kept(prepared, settled, channel, keeper), &reach, channel)
+}
+
+fn finish(started: Result<Pid, Fault>, reach: &Reach, channel: &OwnedFd) -> ! {
     match started {
-        Ok((command, reach)) => {
-            let status = reap(command, &channel, &reach);
-            let status = reach.end_all().map_or(SETUP_FAILED, |()| status);
-            if let Some(scratch) = prepared.scratch()
-                && supervisor_is_gone(&channel) == Ok(true)
-                && scratch::remove(scratch).is_err()
-            {
-                sys::exit_now(SETUP_FAILED);
-            }
-            sys::exit_now(status)
-        }
-        Err(fault) => {
-            // If the supervisor is gone, nobody is left to be told.
-            if Message::Failed(fault).send(&channel).is_err() {
-                sys::exit_now(SETUP_FAILED + 1);
-            }
-            sys::exit_now(SETUP_FAILED)
-        }
+        Ok(command) => sys::exit_now(reap(command, channel, reach)),
+        Err(fault) => fail(fault, channel),
     }
 }
 
+pub(super) fn fail(fault: Fault, channel: &OwnedFd) -> ! {
+    // If the supervisor is gone, nobody is left to be told.
+    if Message::Failed(fault).send(channel).is_err() {
+        sys::exit_now(SETUP_FAILED + 1);
+    }
+    sys::exit_now(SETUP_FAILED)
+}
+
 /// The set-up, in the order that the kernel dictates. The reason for each place is with the function.
-fn start(prepared: &Prepared<'_>, channel: &OwnedFd) -> Result<(Pid, Reach), Fault> {
+fn start(prepared: &Prepared<'_>, channel: &OwnedFd) -> Result<Pid, Fault> {
     let plan = prepared.plan;
     die_with_supervisor(channel)?;
     take_standard_descriptors(prepared)?;
@@ -86,48 +88,43 @@ fn start(prepared: &Prepared<'_>, channel: &OwnedFd) -> Result<(Pid, Reach), Fau
         // Last of what needs power over the namespaces made so far: in here there is none over them.
         enter_second_user_namespace(plan, &own_proc)?;
     }
-    become_nobody_else(plan)?;
+    start_session(plan)?;
+    join_keyring_and_limits(plan)?;
     let settled = confine::drop_privileges(Bounding::Emptied)?;
     // Credentials changed, which can clear it (prctl(2), PR_SET_PDEATHSIG).
     die_with_supervisor(channel)?;
     // Init's memory is a copy of the supervisor's: nothing inside may read it (ptrace(2), proc(5)).
     prctl::set_dumpable(false).at(Stage::Dumpable)?;
     umask(caller_umask);
-    Ok((spawn(prepared, &settled, channel)?, Reach::Namespace))
+    spawn(prepared, &settled, channel)
 }
 
-/// The same without namespaces: nothing ends with this process, so it must see the end of everything itself.
-fn start_in_place(prepared: &Prepared<'_>, channel: &OwnedFd) -> Result<(Pid, Reach), Fault> {
-    let plan = prepared.plan;
-    take_standard_descriptors(prepared)?;
-    close_all_but(3, &kept(prepared, channel)).at(Stage::Descriptors)?;
-    sys::wipe_arguments_and_environment();
-    // Not killed with the supervisor: it then ends the others first. A double fork leads here, and nowhere else.
+/// What the keeper has not done already.
+fn start_kept(prepared: &Prepared<'_>, settled: &Settled, channel: &OwnedFd, keeper: Pid) -> Result<Pid, Fault> {
+    die_with_parent(keeper)?;
+    // Orphans come here, where all are signalled.
     prctl::set_child_subreaper(true).at(Stage::Subreaper)?;
-    become_nobody_else(plan)?;
-    let settled = confine::drop_privileges(Bounding::MayStay)?;
-    let reach = if plan.landlock.as_ref().is_some_and(|landlock| landlock.scope) {
-        Reach::Domain(confine::confine_signals(&settled)?)
-    } else {
-        tree::check().at(Stage::Subreaper)?;
-        Reach::Descendants
-    };
-    prctl::set_dumpable(false).at(Stage::Dumpable)?;
-    Ok((spawn(prepared, &settled, channel)?, reach))
+    start_session(prepared.plan)?;
+    spawn(prepared, settled, channel)
 }
 
-/// Leaves the caller's keyring, and session where that is asked for, and takes on the limits.
-fn become_nobody_else(plan: &Plan) -> Result<(), Fault> {
-    if plan.new_keyring {
-        sys::join_new_session_keyring().at(Stage::Keyring)?;
-    }
+/// Leaves the caller's session, where that is asked for.
+fn start_session(plan: &Plan) -> Result<(), Fault> {
     if plan.new_session {
         setsid().at(Stage::Session)?;
+    }
+    Ok(())
+}
+
+/// Leaves the caller's keyring, and takes on the limits.
+pub(super) fn join_keyring_and_limits(plan: &Plan) -> Result<(), Fault> {
+    if plan.new_keyring {
+        sys::join_new_session_keyring().at(Stage::Keyring)?;
     }
     set_limits(plan)
 }
 
-fn take_standard_descriptors(prepared: &Prepared<'_>) -> Result<(), Fault> {
+pub(super) fn take_standard_descriptors(prepared: &Prepared<'_>) -> Result<(), Fault> {
     let stdio = prepared.stdio;
     for (number, replacement) in [&stdio.stdin, &stdio.stdout, &stdio.stderr].into_iter().enumerate() {
         if let Some(fd) = replacement {
@@ -139,7 +136,7 @@ fn take_standard_descriptors(prepared: &Prepared<'_>) -> Result<(), Fault> {
 }
 
 /// What stays open while setting up: the channel, and an image to execute.
-fn kept(prepared: &Prepared<'_>, channel: &OwnedFd) -> Vec<RawFd> {
+pub(super) fn kept(prepared: &Prepared<'_>, channel: &OwnedFd) -> Vec<RawFd> {
     let image = prepared.image.map(|image| image.0.as_raw_fd());
     std::iter::once(channel.as_raw_fd()).chain(image).collect()
 }
@@ -174,7 +171,7 @@ fn become_command(
     (channel, init): (&OwnedFd, Pid),
 ) -> Fault {
     if prepared.plan.in_place.is_some()
-        && let Err(fault) = die_with_init(init)
+        && let Err(fault) = die_with_parent(init)
     {
         return fault;
     }
@@ -186,10 +183,10 @@ fn become_command(
     confine::exec(&confined, prepared, path, directory)
 }
 
-/// Without a pid namespace init's death would leave the command alive.
-fn die_with_init(init: Pid) -> Result<(), Fault> {
+/// Without a pid namespace the keeper's death would leave init alive, and init's the command.
+fn die_with_parent(parent: Pid) -> Result<(), Fault> {
     prctl::set_pdeathsig(Signal::SIGKILL).at(Stage::DieWithParent)?;
-    if getppid() == init { Ok(()) } else { Err(Errno::ESRCH).at(Stage::DieWithParent) }
+    if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH).at(Stage::DieWithParent) }
 }
 
 /// As the caller's shell would start it: an empty mask, and the dispositions that the caller ignores stay ignored
@@ -278,13 +275,6 @@ fn pass_signals_on(command: Pid, channel: &OwnedFd, had_by_group: &mut SigSet, r
         if number == TERMINATE_ALL {
             // A stopped process gets the signal when it goes on.
             if [Signal::SIGTERM, Signal::SIGCONT].into_iter().any(|signal| reach.signal_all(signal).is_err()) {
-                return false;
-            }
-            continue;
-        }
-        if number == KILL_ALL {
-            // The command's end is seen as that of any other, and then all others are ended.
-            if !matches!(kill(command, Signal::SIGKILL), Ok(()) | Err(Errno::ESRCH)) {
                 return false;
             }
             continue;

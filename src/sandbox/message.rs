@@ -39,8 +39,6 @@ pub(super) enum Message {
 
 /// From the supervisor to init, one byte: a signal number for the command, or this for the whole tree.
 pub(super) const TERMINATE_ALL: u8 = 0xff;
-/// Or this, where init's own death would not end all.
-pub(super) const KILL_ALL: u8 = 0xfe;
 
 impl Message {
     fn encode(self) -> [u8; SIZE] {

@@ -11,6 +11,7 @@ mod executable;
 mod failure;
 mod gate;
 mod init;
+mod keeper;
 mod message;
 mod prepare;
 mod resolve;

@@ -12,16 +12,16 @@ use nix::sched::CloneFlags;
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
+use nix::sys::socket::{AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, send, shutdown, socketpair};
 use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
 use nix::unistd::{Pid, getpgrp, tcgetpgrp};
 
 use super::descriptors::{check_sockets, check_standard};
 use super::failure::{At, Failure, Fault, SandboxError, Stage};
 use super::gate::Gate;
-use super::message::{KILL_ALL, Message, TERMINATE_ALL};
+use super::message::{Message, TERMINATE_ALL};
 use super::prepare::{Image, Prepared, Stdio};
-use super::{init, scratch, tree};
+use super::{init, keeper, scratch, tree};
 use crate::plan::{Namespaces, Plan, Scratch, Timeout};
 use crate::report::{EndedBy, Ending, Outcome, Resources};
 use crate::sys;
@@ -64,7 +64,7 @@ pub fn run(plan: &Plan, stdio: &Stdio, image: Option<&Image>) -> Result<Outcome,
         match sys::clone_process(clone_flags(plan.in_place.is_none().then_some(plan.namespaces))).at(Stage::Clone) {
             Ok(sys::Side::Child) => {
                 drop(ours);
-                init::run(&prepared, theirs)
+                if plan.in_place.is_some() { keeper::run(&prepared, theirs) } else { init::run(&prepared, &theirs) }
             }
             Ok(sys::Side::Parent(pid)) => pid,
             Err(fault) => {
@@ -252,6 +252,7 @@ struct State {
 }
 
 struct Watch<'a> {
+    /// Or its keeper.
     init: Pid,
     channel: OwnedFd,
     signals: Signals,
@@ -324,8 +325,9 @@ impl Watch<'_> {
 
     fn kill_all(&self) {
         if self.plan.in_place.is_some() {
-            // Nothing ends with init, so it must do it.
-            self.tell_init(KILL_ALL);
+            // Nothing ends with a signal to it, so it must do it: it ends all when there is no more to be heard. Were it
+            // stopped, it would not. Neither can fail: the socket is connected, the child our own.
+            if shutdown(self.channel.as_raw_fd(), Shutdown::Write).and(kill(self.init, Signal::SIGCONT)).is_err() {}
             return;
         }
         // Our own child, not waited for yet: the number can't be anybody else's. ESRCH can't happen, EPERM neither

@@ -1,7 +1,8 @@
 //! All processes of a sandbox, where no pid namespace holds them together: how they are signalled, and how none is left.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::hash::{Hash, Hasher};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -16,7 +17,7 @@ use crate::sys;
 pub(super) enum Reach {
     /// The pid namespace that this process is the first of; it ends with this process.
     Namespace,
-    /// The Landlock domain that this process is in, and the command below it.
+    /// The Landlock domain that this process is in, with the command below it, and nobody else who minds SIGTERM.
     Domain(Scoped),
     /// Nothing: each descendant is signalled for itself. Orphans become children of this process, which is a subreaper.
     Descendants,
@@ -34,7 +35,7 @@ impl Reach {
                 Err(errno) => Err(errno),
             },
             Reach::Descendants => {
-                for process in descendants(getpid())? {
+                for process in descendants(getpid(), |_| true)? {
                     process.signal(signal)?;
                 }
                 Ok(())
@@ -50,7 +51,7 @@ impl Reach {
         }
         loop {
             if let Reach::Descendants = self {
-                stop_all()?;
+                stop_all(|| descendants(getpid(), |_| true))?;
             }
             self.signal_all(Signal::SIGKILL)?;
             // Those that a dead process leaves behind come to this one, and are waited for as well.
@@ -67,26 +68,46 @@ impl Reach {
     }
 }
 
-/// Stops descendants until none runs that could fork.
-fn stop_all() -> nix::Result<()> {
+/// Stops them until there is none that could fork: who has the signal, even if it is not stopped yet, forks no more (fork(2)
+/// begins anew after signals, and does not).
+fn stop_all(find: impl Fn() -> nix::Result<Vec<Process>>) -> nix::Result<()> {
+    let mut stopped = HashSet::new();
     loop {
-        let running: Vec<Process> = descendants(getpid())?.into_iter().filter(|process| !process.is_still).collect();
+        let running = find()?.into_iter().filter(|process| !process.is_still && !stopped.contains(process));
+        let running: Vec<Process> = running.collect();
         if running.is_empty() {
             return Ok(());
         }
         for process in running {
             process.signal(Signal::SIGSTOP)?;
+            stopped.insert(process);
         }
     }
 }
 
 /// A process as its `stat` says (proc_pid_stat(5)).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 struct Process {
     pid: Pid,
+    /// When it was started, clock ticks since boot: with the number, which process it is.
+    start: u64,
     parent: Pid,
     /// Stopped, or dead and not waited for.
     is_still: bool,
+}
+
+impl PartialEq for Process {
+    fn eq(&self, other: &Self) -> bool {
+        (self.pid, self.start) == (other.pid, other.start)
+    }
+}
+
+impl Eq for Process {}
+
+impl Hash for Process {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.pid, self.start).hash(state);
+    }
 }
 
 impl Process {
@@ -98,7 +119,8 @@ impl Process {
         let mut words = rest.split_ascii_whitespace();
         let state = words.next()?;
         let parent = words.next()?.parse().ok()?;
-        Some(Self { pid, parent: Pid::from_raw(parent), is_still: matches!(state, "T" | "Z" | "X" | "t") })
+        let start = words.nth(17)?.parse().ok()?;
+        Some(Self { pid, start, parent: Pid::from_raw(parent), is_still: matches!(state, "T" | "Z" | "X" | "t") })
     }
 
     /// Signals it, unless it has ended and the number is another's by now.
@@ -109,7 +131,7 @@ impl Process {
             Err(errno) => return Err(errno),
         };
         // Whatever has the number while the handle is held is what the handle is for.
-        if Process::read(self.pid).is_none_or(|now| now.parent != self.parent) {
+        if Process::read(self.pid).is_none_or(|now| now != self) {
             return Ok(());
         }
         match sys::pidfd_signal(&handle, signal) {
@@ -125,17 +147,18 @@ fn all_processes() -> nix::Result<Vec<Process>> {
     Ok(pids.filter_map(|pid| Process::read(Pid::from_raw(pid))).collect())
 }
 
-fn descendants(of: Pid) -> nix::Result<Vec<Process>> {
+/// Children that are wanted, and all below them.
+fn descendants(of: Pid, is_wanted: impl Fn(&Process) -> bool) -> nix::Result<Vec<Process>> {
     let mut children: HashMap<Pid, Vec<Process>> = HashMap::new();
     for process in all_processes()? {
         children.entry(process.parent).or_default().push(process);
     }
     let mut found = Vec::new();
-    let mut todo = vec![of];
-    while let Some(parent) = todo.pop() {
-        let below = children.remove(&parent).unwrap_or_default();
-        todo.extend(below.iter().map(|process| process.pid));
-        found.extend(below);
+    let mut todo: Vec<Process> = children.remove(&of).unwrap_or_default();
+    todo.retain(is_wanted);
+    while let Some(process) = todo.pop() {
+        todo.extend(children.remove(&process.pid).unwrap_or_default());
+        found.push(process);
     }
     Ok(found)
 }
@@ -151,26 +174,33 @@ pub(super) fn children() -> nix::Result<Vec<Pid>> {
     Ok(all_processes()?.into_iter().filter(|process| process.parent == me).map(|process| process.pid).collect())
 }
 
-/// After init was killed: its processes have come to this one, a subreaper too. Kills each that is confined as the command
-/// was, and was no child before, until there is none.
+/// After the keeper was killed: init has died with it, and all others have come to this process, a subreaper too, or will. Ends
+/// them, and leaves other children alone, and what those leave behind.
 pub(super) fn end_orphans(before: &[Pid]) -> nix::Result<()> {
-    let is_ours = |pid: &Pid| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let has = |line: &str| status.lines().any(|other| other == line);
-        !before.contains(pid) && has("NoNewPrivs:\t1") && has("Seccomp:\t2")
+    let is_ours = |process: &Process| {
+        // Who had no children has none of others.
+        !before.contains(&process.pid) && (before.is_empty() || is_confined(process.pid))
     };
+    let find = || descendants(getpid(), is_ours);
     loop {
-        let left: Vec<Pid> = children()?.into_iter().filter(is_ours).collect();
+        stop_all(find)?;
+        let left = find()?;
         if left.is_empty() {
             return Ok(());
         }
-        for pid in left {
-            // A child that is not waited for: the number is its own.
-            match kill(pid, Signal::SIGKILL) {
-                Ok(()) | Err(Errno::ESRCH) => {}
-                Err(errno) => return Err(errno),
-            }
-            sys::wait4(Some(pid), 0)?;
+        for process in left {
+            process.signal(Signal::SIGKILL)?;
         }
+        for child in children()?.into_iter().filter(|pid| !before.contains(pid)) {
+            sys::wait4(Some(child), libc::WNOHANG)?;
+        }
+        std::thread::yield_now();
     }
+}
+
+/// As the command and what it starts are, or as init is.
+fn is_confined(pid: Pid) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let has = |line: &str| status.lines().any(|other| other == line);
+    has("NoNewPrivs:\t1") && (has("Seccomp:\t2") || has("Name:\tshannot"))
 }
