@@ -24,6 +24,7 @@ mod files;
 mod hiding;
 mod hostile_input;
 mod house;
+mod in_place;
 mod layers;
 mod leftovers;
 mod network;

@@ -245,6 +245,11 @@ pub fn sh(caller: Caller, profile: &Value, script: &str) -> Result {
 
 /// A Python program under a profile: for system calls that no command makes. `call(nr, …)` gives errno's name or "ok".
 pub fn python(caller: Caller, profile: &Value, program: &str) -> Option<Result> {
+    python_with(caller, profile, &["run"], program)
+}
+
+/// The same under options of its own.
+pub fn python_with(caller: Caller, profile: &Value, run: &[&str], program: &str) -> Option<Result> {
     const PRELUDE: &str = "\
 import ctypes, errno, os, sys, socket, struct, fcntl, mmap
 libc = ctypes.CDLL(None, use_errno=True)
@@ -261,5 +266,5 @@ def attempt(f, *args):
 ";
     tool("python3")?;
     let program = format!("{PRELUDE}{program}");
-    Some(Shannot::new(caller).profile(profile).args(["run", "/usr/bin/python3", "-c", &program]).output())
+    Some(Shannot::new(caller).profile(profile).args(run).args(["--", "/usr/bin/python3", "-c", &program]).output())
 }
