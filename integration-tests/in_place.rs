@@ -91,3 +91,48 @@ for family, kind in ((1, 1), (1, 5), (1, 2), (2, 1), (10, 1), (30, 1), (16, 1), 
         assert_eq!(answers, ["ok", "ok", "EPROTONOSUPPORT", no, no, no, no, no], "{caller:?}: {result:#?}");
     }
 }
+
+/// Children that a shell gets to start.
+const BOMB: &str = "n=0; for i in $(seq 60); do sleep 5 & n=$((n+1)); done; echo started $n";
+
+#[test]
+fn a_limit_of_processes_binds_or_is_reported_as_off() {
+    for caller in callers() {
+        // One whose processes nobody else's test adds to.
+        let other = ["--reuid=64999", "--regid=64999", "--clear-groups"].map(str::to_owned);
+        let start = || match (caller, tool("setpriv")) {
+            (Caller::Nobody, Some(setpriv)) => Shannot::through(Caller::Own, &setpriv, &other).args([binary()]),
+            _ => Shannot::new(caller),
+        };
+        let root = is_root() && caller == Caller::Own;
+        // Without namespaces all processes of the user count, those of a developer too.
+        for backend in ["namespaces", "landlock"].iter().filter(|backend| is_root() || **backend == "namespaces") {
+            let run = |options: &[&str], words: &[&str]| {
+                let run = start().profile(&base_profile()).args(["run", "--backend", backend, "--pids", "40"]);
+                run.args(options).args(["--"]).args(words).output()
+            };
+            let report = run(&["--report", "fd:1"], &["true"]).expect_code(0);
+            let report: Value = serde_json::from_str(&report.stdout).unwrap();
+            let said = &report["effective"]["limits.pids"]["state"];
+            assert_eq!(said, if root { "off" } else { "partial" }, "{caller:?} {backend}");
+            let result = run(&[], &["bash", "-c", BOMB]);
+            assert_eq!(result.stderr.contains("fork"), !root, "{caller:?} {backend}: {result:#?}");
+            let why = if root { "does not bind the host's root" } else { "a count per sandbox" };
+            let required = run(&["--require", "limits.pids"], &["true"]).expect_code(125);
+            required.expect_stderr("limits.pids").expect_stderr(why);
+        }
+    }
+    if is_root() && tool("unshare").is_some() {
+        // Whose root is root outside, and whose is not.
+        for (ids, state) in [("-r", "off"), ("--map-user=1000", "off")] {
+            let run = Shannot::through(Caller::Own, &tool("unshare").unwrap(), ["-U", ids]).args([binary()]);
+            let result = run.args(["run", "--pids", "40", "--report", "fd:1", "--no-stdout", "--", "ls"]).output();
+            let report: Value = serde_json::from_str(&result.expect_code(0).stdout).unwrap();
+            assert_eq!(report["effective"]["limits.pids"]["state"], state, "{ids}");
+        }
+        let run = Shannot::through(Caller::Nobody, &tool("unshare").unwrap(), ["-Ur"]).args([binary()]);
+        let result = run.args(["run", "--pids", "40", "--report", "fd:1", "--no-stdout", "--", "ls"]).output();
+        let report: Value = serde_json::from_str(&result.expect_code(0).stdout).unwrap();
+        assert_eq!(report["effective"]["limits.pids"]["state"], "partial");
+    }
+}

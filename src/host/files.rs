@@ -86,6 +86,12 @@ pub trait Files {
     /// open(2)'s and read(2)'s; not those of a malformed file, which is [`Program::Unknown`].
     fn program(&self, path: &Path) -> io::Result<Program>;
 
+    /// What the kernel says in a file of /proc.
+    ///
+    /// # Errors
+    /// open(2)'s and read(2)'s.
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+
     /// Where the dynamic loader's cache says that a library of this name lies (ldconfig(8)).
     fn cached_libraries(&self, name: &str) -> Vec<PathBuf>;
 }
@@ -188,6 +194,10 @@ impl Files for LocalFiles {
         // O_NONBLOCK: a FIFO with execute bits must not hang the plan.
         let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
         Ok(parse_program(&file))
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        std::fs::read(path)
     }
 
     fn cached_libraries(&self, name: &str) -> Vec<PathBuf> {

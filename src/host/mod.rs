@@ -117,6 +117,14 @@ impl Host {
         Self { trial: Some(Trial::new(self.uid, self.gid)), scratch: probe_scratch(), ..self }
     }
 
+    /// Whether the caller is root outside of its user namespace too: the kernel counts no processes of that user's (kernel/fork.c,
+    /// INIT_USER). Of several namespaces around each other only the innermost can be seen.
+    pub fn is_root_outside(&self) -> bool {
+        let map = self.files.read(Path::new("/proc/self/uid_map")).unwrap_or_default();
+        let outside = String::from_utf8_lossy(&map).lines().find_map(|line| outside(line, self.uid));
+        outside.unwrap_or(self.uid) == 0
+    }
+
     /// A variable of the caller's environment.
     pub fn variable(&self, name: &str) -> Option<&OsStr> {
         self.environment.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_os_str())
@@ -135,6 +143,14 @@ impl fmt::Debug for Host {
             .field("trial", &self.trial)
             .finish_non_exhaustive()
     }
+}
+
+/// What a line of an id map, `inside outside count`, makes of an id (user_namespaces(7)).
+fn outside(line: &str, id: u32) -> Option<u32> {
+    let mut numbers = line.split_whitespace().map_while(|word| word.parse::<u32>().ok());
+    let (first, outside, count) = (numbers.next()?, numbers.next()?, numbers.next()?);
+    let offset = id.checked_sub(first).filter(|offset| *offset < count)?;
+    outside.checked_add(offset)
 }
 
 /// A set of this process's capabilities, a bit a number.
@@ -188,4 +204,19 @@ fn probe_scratch() -> Option<PathBuf> {
     // Each of them has keys of its own, from the kernel's random numbers.
     let name = RandomState::new().build_hasher().finish();
     Some(folder.join(format!("shannot-{name:016x}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::outside;
+
+    #[test]
+    fn an_id_is_looked_up_in_the_line_that_has_it() {
+        assert_eq!(outside("         0          0 4294967295", 0), Some(0));
+        assert_eq!(outside("0 100000 65536", 7), Some(100_007));
+        assert_eq!(outside("1000 0 1", 1000), Some(0));
+        for (line, id) in [("1000 0 1", 1001), ("1000 0 1", 999), ("0 0", 0), ("", 0), ("0 4294967295 2", 1)] {
+            assert_eq!(outside(line, id), None, "{line}");
+        }
+    }
 }

@@ -88,7 +88,7 @@ pub(super) fn decide(plan: &mut Plan, policy: &Policy, host: &Host, choice: &Cho
     if !plan.new_keyring {
         plan.expected.insert(Layer::Keyring, Enforcement::by("seccomp: no call on keys works"));
     }
-    limit_layers(&mut plan.expected, &policy.limits, plan.rung);
+    limit_layers(&mut plan.expected, &policy.limits, plan.rung, host);
     require(plan, policy)
 }
 
@@ -271,7 +271,7 @@ fn landlock_layers(expected: &mut crate::report::Effective, plan: &Plan, policy:
     expected.insert(Layer::LandlockScope, scope);
 }
 
-fn limit_layers(expected: &mut crate::report::Effective, limits: &Limits, rung: Rung) {
+fn limit_layers(expected: &mut crate::report::Effective, limits: &Limits, rung: Rung, host: &Host) {
     let mut limit = |wanted: bool, layer, state| {
         if wanted {
             expected.insert(layer, state);
@@ -283,14 +283,6 @@ fn limit_layers(expected: &mut crate::report::Effective, limits: &Limits, rung: 
         Layer::LimitMemory,
         partial("a sum over processes: RLIMIT_AS limits each process's address space"),
     );
-    limit(
-        limits.pids.is_some(),
-        Layer::LimitPids,
-        partial(match rung {
-            Rung::Namespaces => "a count per sandbox: RLIMIT_NPROC counts per user in the user namespace",
-            Rung::Landlock => "a count per sandbox: RLIMIT_NPROC counts all processes of the user",
-        }),
-    );
     limit(limits.cpus.is_some(), Layer::LimitCpus, Enforcement::by("CPU affinity"));
     limit(limits.file_size.is_some(), Layer::LimitFileSize, Enforcement::by("RLIMIT_FSIZE"));
     limit(limits.open_files.is_some(), Layer::LimitOpenFiles, Enforcement::by("RLIMIT_NOFILE"));
@@ -299,6 +291,19 @@ fn limit_layers(expected: &mut crate::report::Effective, limits: &Limits, rung: 
         Rung::Landlock => off("a private folder stands in for the tmpfs, and has no limit of its own"),
     };
     limit(limits.tmpfs_size.is_some(), Layer::LimitTmpfsSize, tmpfs);
+    if limits.pids.is_some() {
+        expected.insert(Layer::LimitPids, pids_limit(rung, host));
+    }
+}
+
+fn pids_limit(rung: Rung, host: &Host) -> Enforcement {
+    if host.is_root_outside() {
+        return off("RLIMIT_NPROC, which it is set by, does not bind the host's root");
+    }
+    partial(match rung {
+        Rung::Namespaces => "a count per sandbox: RLIMIT_NPROC counts per user in the user namespace",
+        Rung::Landlock => "a count per sandbox: RLIMIT_NPROC counts all processes of the user",
+    })
 }
 
 fn require(plan: &Plan, policy: &Policy) -> Result<(), PlanError> {
