@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde_json::{Value, json};
 
 use crate::support::*;
@@ -11,6 +12,13 @@ const RUN: &[&str] = &["run", "--backend", "landlock"];
 /// A run on the lowest rung of a shell script.
 fn in_place(caller: Caller, profile: &Value, script: &str) -> Result {
     Shannot::new(caller).profile(profile).args(RUN).args(["--", "sh", "-c", script]).output()
+}
+
+/// What the report says of a layer.
+fn layer(caller: Caller, profile: &Value, options: &[&str], layer: &str) -> Value {
+    let run = Shannot::new(caller).profile(profile).args(["run", "--report", "fd:1"]).args(options);
+    let result = run.args(["--", "true"]).output().expect_code(0);
+    serde_json::from_str::<Value>(&result.stdout).unwrap()["effective"][layer].clone()
 }
 
 fn bind(path: &Path, read_only: bool) -> Value {
@@ -89,6 +97,155 @@ for family, kind in ((1, 1), (1, 5), (1, 2), (2, 1), (10, 1), (30, 1), (16, 1), 
         let no = "EAFNOSUPPORT";
         // Of datagram sockets each could send anywhere.
         assert_eq!(answers, ["ok", "ok", "EPROTONOSUPPORT", no, no, no, no, no], "{caller:?}: {result:#?}");
+    }
+}
+
+/// Runs as the caller on the lowest rung, in a mount namespace of the test's own with more mounts.
+fn below_mounts(caller: Caller, scratch: &Scratch, mounts: &str, profile: &Value, words: &[&str]) -> Option<Result> {
+    if !is_root() {
+        return None;
+    }
+    let path = scratch.file("profile.json", profile.to_string());
+    let user = if caller == Caller::Nobody { "setpriv --reuid 65534 --regid 65534 --clear-groups" } else { "" };
+    let (folder, binary) = (scratch.path().display(), binary().display());
+    let outer = format!("set -e; cd {folder}; {mounts}\nexec {user} {binary} -p {} \"$@\"", path.display());
+    Some(Shannot::through(Caller::Own, &tool("unshare")?, ["-m", "sh", "-c", &outer, "sh"]).args(words).output())
+}
+
+#[test]
+fn devices_that_are_mounted_elsewhere_are_not_opened() {
+    for caller in callers() {
+        let scratch = Scratch::new();
+        for folder in ["tree", "tree/dev", "tree/pts", "tree/one"] {
+            scratch.folder(folder, caller);
+        }
+        for file in ["tree/file", "tree/node", "tree/one/file"] {
+            own(&scratch.file(file, "precious"), caller);
+        }
+        let mounts = "mount --rbind /dev tree/dev; mount -t devpts devpts tree/pts -o ptmxmode=666; mount --bind /dev/ptmx tree/node;";
+        let tree = scratch.path().join("tree");
+        let run = |read_only, words: &[&str]| {
+            let profile = with_binds(&[bind(&tree, read_only)], json!({}));
+            below_mounts(caller, &scratch, mounts, &profile, words)
+        };
+        let sh = |script: &str| run(true, &[RUN, &["--", "sh", "-c", script]].concat());
+        let path = tree.display();
+        let Some(result) =
+            sh(&format!("cat {path}/file {path}/one/file; ls {path} {path}/dev; cat /dev/null {path}/file"))
+        else {
+            return;
+        };
+        result.expect_code(0).expect_stdout("preciousprecious").expect_stdout("urandom");
+        for node in ["dev/ptmx", "pts/ptmx", "node"] {
+            let result = sh(&format!("test -e {path}/{node} || exit 9; : < {path}/{node}")).unwrap();
+            assert!(result.code != 0 && result.code != 9, "{node} as {caller:?}: {result:#?}");
+            result.expect_stderr("Permission denied");
+            let result = sh(&format!(": > {path}/{node}")).unwrap();
+            assert_ne!(result.code, 0, "{node} as {caller:?}: {result:#?}");
+        }
+        // Landlock can't take back below what is writable.
+        let refused = run(false, &[RUN, &["--", "true"]].concat()).unwrap().expect_code(125);
+        refused.expect_stderr("which is writable").expect_stderr("--allow-degraded landlock-fs");
+    }
+}
+
+#[test]
+fn a_bind_of_devices_shows_names_alone() {
+    for caller in callers() {
+        let whole = with_binds(&[bind(Path::new("/dev"), true)], json!({}));
+        let node = with_binds(&[bind(Path::new("/dev/ptmx"), true)], json!({}));
+        in_place(caller, &whole, "ls /dev").expect_code(0).expect_stdout("urandom");
+        for (profile, node) in [(&whole, "urandom"), (&whole, "ptmx"), (&node, "ptmx")] {
+            // As with a mount that is nodev.
+            let script = format!(": < /dev/{node}");
+            sh(caller, profile, &script).expect_code(2).expect_stderr("Permission denied");
+            in_place(caller, profile, &script).expect_code(2).expect_stderr("Permission denied");
+        }
+        in_place(caller, &base_profile(), "head -c 3 /dev/urandom | wc -c").expect_code(0).expect_stdout("3");
+    }
+}
+
+#[test]
+fn a_procfs_below_a_bind_is_not_opened() {
+    for caller in callers() {
+        let scratch = Scratch::new();
+        for folder in ["tree", "tree/proc", "tree/sys"] {
+            scratch.folder(folder, caller);
+        }
+        own(&scratch.file("tree/file", "precious"), caller);
+        let tree = scratch.path().join("tree");
+        let path = tree.display();
+        let run = |mounts: &str, read_only, script: &str| {
+            let profile = with_binds(&[bind(&tree, read_only)], json!({}));
+            below_mounts(caller, &scratch, mounts, &profile, &[RUN, &["--", "sh", "-c", script]].concat())
+        };
+        let proc = "mount -t proc proc tree/proc;";
+        let Some(result) = run(proc, true, &format!("cat {path}/file; cat {path}/proc/version")) else { return };
+        result.expect_stdout("precious").expect_stderr("version: Permission denied");
+        // Nor by its own name.
+        let named = with_binds(&[bind(&tree.join("proc"), false)], json!({}));
+        let script = format!(
+            "cat {path}/proc/version; f={path}/proc/sys/kernel/printk; read v < /proc/sys/kernel/printk; echo $v > $f"
+        );
+        let words = [RUN, &["--", "sh", "-c", &script]].concat();
+        let result = below_mounts(caller, &scratch, proc, &named, &words).unwrap();
+        assert_eq!((result.code != 0, result.stdout.as_str()), (true, ""), "{caller:?}: {result:#?}");
+        for mounts in [proc, "mount -t sysfs sysfs tree/sys;"] {
+            run(mounts, false, "true").unwrap().expect_code(125).expect_stderr("which is writable");
+        }
+    }
+}
+
+#[test]
+fn a_node_in_an_ordinary_folder_is_what_the_report_says() {
+    for caller in callers() {
+        let scratch = Scratch::new();
+        let folder = scratch.folder("data", caller);
+        let node = folder.join("zero");
+        let profile = with_binds(&[bind(&folder, true)], json!({}));
+        // Of /dev/zero: it harms nobody.
+        if is_root() && mknod(&node, SFlag::S_IFCHR, Mode::S_IRUSR | Mode::S_IWUSR, makedev(1, 5)).is_ok() {
+            own(&node, caller);
+            let script = format!("head -c 3 {} | wc -c", node.display());
+            sh(caller, &profile, &script).expect_stdout("0").expect_stderr("Permission denied");
+            in_place(caller, &profile, &script).expect_stdout("3");
+            let named = with_binds(&[bind(&node, true)], json!({}));
+            in_place(caller, &named, &script).expect_stdout("0").expect_stderr("Permission denied");
+        }
+        let said = layer(caller, &profile, &["--backend", "landlock"], "mount-namespace");
+        assert_eq!(said["state"], "partial");
+        let words =
+            if is_root() && caller == Caller::Own { "which for root may be disks" } else { "where permissions" };
+        let missing = said["missing"].as_str().unwrap();
+        assert!(missing.contains("device nodes") && missing.contains(words), "{caller:?}: {said}");
+        assert_eq!(layer(caller, &profile, &["--backend", "namespaces"], "mount-namespace")["state"], "full");
+    }
+}
+
+#[test]
+fn what_proc_tells_here_is_what_the_report_says() {
+    const MASKED: &[&str] =
+        &["kcore", "keys", "timer_list", "latency_stats", "acpi", "asound", "dynamic_debug/control", "scsi"];
+    for caller in callers() {
+        let mut profile = base_profile();
+        profile["additional_args"] = json!(["--proc", "/proc"]);
+        let script = format!(
+            "for f in {}; do if test -d /proc/$f; then ls /proc/$f | grep -q . && echo =$f; else head -c 1 /proc/$f | grep -q . && echo =$f; fi; done",
+            MASKED.join(" ")
+        );
+        let fresh = sh(caller, &profile, &script);
+        assert_eq!(fresh.stdout, "", "{caller:?}: {fresh:#?}");
+        let found = in_place(caller, &profile, &script);
+        let said = layer(caller, &profile, &["--backend", "landlock"], "procfs")["missing"].to_string();
+        for name in found.stdout.lines().map(|line| line.trim_start_matches('=')) {
+            let name = name.split('/').next().unwrap();
+            assert!(said.contains(name), "{name} can be read, and the report says {said}");
+        }
+        if is_root() && Path::new("/proc/timer_list").exists() {
+            assert_eq!(said.contains("timer_list"), caller == Caller::Own, "{said}");
+        }
+        let result = in_place(caller, &profile, "echo h > /proc/sysrq-trigger; cat /proc/version");
+        result.expect_stdout("Linux");
     }
 }
 

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
@@ -26,7 +26,9 @@ pub enum Kind {
     Directory,
     /// A symbolic link and its text.
     Link(PathBuf),
-    /// A device, socket or pipe.
+    /// A device node.
+    Device,
+    /// A socket or pipe.
     Other,
 }
 
@@ -116,6 +118,8 @@ fn kind_of(path: &Path, metadata: &std::fs::Metadata) -> io::Result<Kind> {
         Kind::Directory
     } else if file_type.is_symlink() {
         Kind::Link(std::fs::read_link(path)?)
+    } else if file_type.is_char_device() || file_type.is_block_device() {
+        Kind::Device
     } else {
         Kind::Other
     })

@@ -7,6 +7,26 @@ use std::path::PathBuf;
 use nix::libc;
 use nix::mount::MsFlags;
 
+/// File systems in which root's kuid alone is power over the host (security.md, rules 2 and 3).
+const CONTROLS: &[&[u8]] = &[
+    b"sysfs",
+    b"cgroup",
+    b"cgroup2",
+    b"debugfs",
+    b"tracefs",
+    b"securityfs",
+    b"selinuxfs",
+    b"smackfs",
+    b"configfs",
+    b"efivarfs",
+    b"pstore",
+    b"bpf",
+    b"binfmt_misc",
+    b"fusectl",
+    b"resctrl",
+    b"nfsd",
+];
+
 /// A mount.
 #[derive(Debug)]
 pub struct Entry<'a> {
@@ -18,6 +38,13 @@ pub struct Entry<'a> {
     pub device: u64,
     /// The type of file system.
     pub kind: &'a [u8],
+}
+
+impl Entry<'_> {
+    /// Whether it is a file system that controls the kernel.
+    pub fn controls_the_kernel(&self) -> bool {
+        CONTROLS.contains(&self.kind)
+    }
 }
 
 /// The mounts of a table, in its order.

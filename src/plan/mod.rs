@@ -35,7 +35,7 @@ pub use error::PlanError;
 pub use executables::Executables;
 pub use in_place::{InPlace, Mappings, Scratch};
 pub use ladder::Rung;
-pub use root::{Attributes, DEVICES, ProcCover, RootRules, Skipped, Step};
+pub use root::{Attributes, DEVICES, PROC_MASKED_FILES, PROC_MASKED_FOLDERS, ProcCover, RootRules, Skipped, Step};
 
 /// Everything that will be done, in the order in which it will be done.
 #[derive(Debug, Clone, Serialize)]

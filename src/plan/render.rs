@@ -48,6 +48,9 @@ fn fmt_in_place(f: &mut fmt::Formatter<'_>, in_place: &InPlace) -> fmt::Result {
     for lost in &in_place.lost {
         writeln!(f, "  without {lost}")?;
     }
+    for folder in &in_place.devices {
+        writeln!(f, "  open no device in {}", folder.display())?;
+    }
     if let Some(mappings) = &in_place.mappings {
         let count = mappings.files.len();
         write!(f, "  be asked about each executable mapping, which only {count} files can have")?;

@@ -191,6 +191,12 @@ impl Attributes {
 /// What a minimal /dev has: the devices that programs expect (bubblewrap's and the OCI runtime specification's list).
 pub const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
 
+/// Files of /proc that tell or do too much (security.md, rule 2).
+pub const PROC_MASKED_FILES: &[&str] =
+    &["kcore", "keys", "timer_list", "timer_stats", "sched_debug", "latency_stats", "sysrq-trigger"];
+/// Folders of /proc that do. `dynamic_debug` is writable for uid 0 without a capability.
+pub const PROC_MASKED_FOLDERS: &[&str] = &["acpi", "asound", "dynamic_debug", "scsi"];
+
 /// What of a procfs is covered before it can be seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]

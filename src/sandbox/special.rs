@@ -14,25 +14,11 @@ use super::failure::{At, Fault, Stage};
 use super::prepare::c_string;
 use super::resolve::Node;
 use super::rootfs::{COVER_DIRECTORY, COVER_FILE, NONE, NewRoot, bind_over_itself, remount, tmpfs_flags};
-use crate::plan::{DEVICES, ProcCover};
+use crate::plan::{DEVICES, PROC_MASKED_FILES, PROC_MASKED_FOLDERS, ProcCover};
 use crate::policy::SandboxPath;
 use crate::sys;
 
-/// Below /proc: files and folders that tell or do too much, and folders that may be read (security.md, rule 2).
-const PROC_MASKED: &[(&str, Node)] = &[
-    ("kcore", Node::File),
-    ("keys", Node::File),
-    ("timer_list", Node::File),
-    ("timer_stats", Node::File),
-    ("sched_debug", Node::File),
-    ("latency_stats", Node::File),
-    ("sysrq-trigger", Node::File),
-    ("acpi", Node::Directory),
-    ("asound", Node::Directory),
-    // Writable for uid 0 without a capability.
-    ("dynamic_debug", Node::Directory),
-    ("scsi", Node::Directory),
-];
+/// Folders of /proc that may be read.
 const PROC_READ_ONLY: &[&str] = &["sys", "irq", "bus", "fs"];
 /// The same under bubblewrap's contract: its own list.
 const PROC_PROTECTED: &[&str] = &["sys", "sysrq-trigger", "irq", "bus"];
@@ -88,8 +74,10 @@ impl NewRoot<'_> {
             ProcCover::Nothing => Ok(()),
             ProcCover::ReadOnly => read_only(PROC_PROTECTED),
             ProcCover::Masked => {
-                for (name, node) in PROC_MASKED {
-                    if_there(cover(&base, Path::new(name), *node))?;
+                for (names, node) in [(PROC_MASKED_FILES, Node::File), (PROC_MASKED_FOLDERS, Node::Directory)] {
+                    for name in names {
+                        if_there(cover(&base, Path::new(name), node))?;
+                    }
                 }
                 read_only(PROC_READ_ONLY)
             }

@@ -20,26 +20,6 @@ use super::rootfs::{PATH_ONLY, TMPFS_FLAGS, remount};
 use crate::host::mountinfo::{Entry, entries};
 use crate::plan::{Plan, Step};
 
-/// File systems in which root's kuid alone is power over the host (security.md, rules 2 and 3).
-const CONTROLS: &[&[u8]] = &[
-    b"sysfs",
-    b"cgroup",
-    b"cgroup2",
-    b"debugfs",
-    b"tracefs",
-    b"securityfs",
-    b"selinuxfs",
-    b"smackfs",
-    b"configfs",
-    b"efivarfs",
-    b"pstore",
-    b"bpf",
-    b"binfmt_misc",
-    b"fusectl",
-    b"resctrl",
-    b"nfsd",
-];
-
 /// The kernel gives a page at a time.
 const BLOCK: usize = 4096;
 
@@ -94,7 +74,7 @@ impl<'a> Submounts<'a> {
         if entry.kind == b"proc" {
             return (!self.procs.contains(&entry.device)).then_some(Cure::Cover);
         }
-        let is_open = CONTROLS.contains(&entry.kind) && !entry.flags.contains(MsFlags::MS_RDONLY);
+        let is_open = entry.controls_the_kernel() && !entry.flags.contains(MsFlags::MS_RDONLY);
         is_open.then_some(Cure::ReadOnly)
     }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::super::confinement::{ABI_SCOPE, allowlist, off, partial};
 use crate::host::Host;
-use crate::plan::{Plan, RuleObject};
+use crate::plan::{PROC_MASKED_FILES, PROC_MASKED_FOLDERS, Plan, RuleObject};
 use crate::policy::{Network, Policy};
 use crate::report::{Effective, Enforcement, Layer};
 
@@ -34,7 +34,7 @@ pub(super) fn layers(plan: &Plan, policy: &Policy, host: &Host) -> Effective {
         (Layer::LandlockNet, tcp),
         (Layer::LandlockScope, scope),
     ]);
-    layers.extend(in_place_of_namespaces(plan, policy));
+    layers.extend(in_place_of_namespaces(plan, policy, host));
     if plan.exec_once {
         layers.insert(Layer::ExecOnce, Enforcement::by("seccomp, asked about each execve"));
     }
@@ -46,7 +46,7 @@ pub(super) fn layers(plan: &Plan, policy: &Policy, host: &Host) -> Effective {
     layers
 }
 
-fn in_place_of_namespaces(plan: &Plan, policy: &Policy) -> [(Layer, Enforcement); 7] {
+fn in_place_of_namespaces(plan: &Plan, policy: &Policy, host: &Host) -> [(Layer, Enforcement); 7] {
     let network = match policy.network {
         Network::Host => off("the policy keeps the host's network"),
         Network::None => Enforcement::by("seccomp: no sockets"),
@@ -56,11 +56,20 @@ fn in_place_of_namespaces(plan: &Plan, policy: &Policy) -> [(Layer, Enforcement)
         |object: &RuleObject| matches!(object, RuleObject::Path(path) if path.as_path() == Path::new("/proc"));
     let has_proc = plan.landlock.iter().flat_map(|landlock| &landlock.rules).any(|rule| is_proc(&rule.object));
     let procfs = if has_proc {
-        partial("a fresh one: the host's is read-only, and lists its processes")
+        let shown = unmasked(host);
+        partial(if shown.is_empty() {
+            "a fresh one: the host's is read-only, and lists its processes".to_owned()
+        } else {
+            format!("a fresh one: the host's is read-only, lists its processes, and shows {}", shown.join(", "))
+        })
     } else {
         off("the policy has no /proc")
     };
-    let files = "a root of its own: Landlock confines files, whose names, sizes and owners can be seen";
+    // A rule says nothing of nodes, and no whole tree is searched for them.
+    let nodes = if host.is_root_outside() { ", which for root may be disks" } else { " where permissions allow it" };
+    let files = format!(
+        "a root of its own: Landlock confines files, whose names, sizes and owners can be seen; device nodes outside /dev can be opened{nodes}"
+    );
     let processes = "hiding other processes, which can't be signalled or traced; the command's own are ended with it";
     [
         (Layer::MountNamespace, partial(files)),
@@ -71,4 +80,14 @@ fn in_place_of_namespaces(plan: &Plan, policy: &Policy) -> [(Layer, Enforcement)
         (Layer::CgroupNamespace, partial("hiding the cgroup tree")),
         (Layer::Procfs, procfs),
     ]
+}
+
+/// What of /proc is masked in a fresh one and can be read here: processes come and go, so that one rule is for all of it.
+fn unmasked(host: &Host) -> Vec<&'static str> {
+    // Which take a capability, or are there to be written.
+    const NOT_READABLE: &[&str] = &["kcore", "sysrq-trigger"];
+    const BY_ROOT: &[&str] = &["timer_list", "latency_stats"];
+    let is_readable = |name: &&str| !NOT_READABLE.contains(name) && (host.uid == 0 || !BY_ROOT.contains(name));
+    let is_there = |name: &&str| host.files.kind(&Path::new("/proc").join(name)).is_ok();
+    PROC_MASKED_FILES.iter().chain(PROC_MASKED_FOLDERS).copied().filter(is_readable).filter(is_there).collect()
 }

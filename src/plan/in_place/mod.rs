@@ -4,6 +4,7 @@
 
 mod expected;
 mod layout;
+mod mounts;
 mod rules;
 
 use std::ffi::OsString;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use self::layout::{Access, Content, Layout, Shown, real_path};
+use self::mounts::{DEV, Mounts};
 use self::rules::Rules;
 use super::confinement::{ABI_NET, ABI_SCOPE};
 use super::ladder::Choice;
@@ -31,6 +33,9 @@ pub struct InPlace {
     /// The private folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scratch: Option<Scratch>,
+    /// Folders of devices, other than /dev, that are shown and whose nodes can't be opened.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<PathBuf>,
     /// What may be mapped executable under an allowlist. No mount is noexec here, so each such mapping is asked about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mappings: Option<Mappings>,
@@ -59,18 +64,19 @@ pub struct Scratch {
 /// Turns a plan whose steps are those of a new root into one that stays in the host's.
 pub(super) fn decide(plan: &mut Plan, policy: &Policy, host: &Host, choice: &Choice) -> Result<(), PlanError> {
     let layout = Layout::new(&plan.steps, host);
-    let mut decision = Decision { policy, host, choice, layout, lost: Vec::new(), degraded: Vec::new() };
+    let mut decision =
+        Decision { policy, host, choice, layout, lost: Vec::new(), degraded: Vec::new(), devices: Vec::new() };
     decision.refuse_impossible(plan)?;
     let scratch = decision.scratch(plan);
     let landlock = decision.landlock(plan, scratch.as_ref())?;
     let mappings = decision.mappings(plan)?;
     decision.move_to_scratch(plan, scratch.as_ref());
-    let Decision { layout, lost, degraded, .. } = decision;
+    let Decision { layout, lost, degraded, devices, .. } = decision;
     let lost = layout.lost.iter().cloned().chain(lost).collect();
     plan.steps.clear();
     plan.hostname = None;
     plan.landlock = Some(landlock);
-    plan.in_place = Some(InPlace { because: choice.cause().cause, lost, scratch, mappings });
+    plan.in_place = Some(InPlace { because: choice.cause().cause, lost, scratch, devices, mappings });
     plan.expected = expected::layers(plan, policy, host);
     for (layer, promise) in degraded {
         plan.expected.insert(layer, Enforcement::Partial { missing: promise });
@@ -86,6 +92,7 @@ struct Decision<'a> {
     lost: Vec<String>,
     /// Promises that do not hold and that the caller gives up.
     degraded: Vec<(Layer, String)>,
+    devices: Vec<PathBuf>,
 }
 
 impl Decision<'_> {
@@ -150,13 +157,11 @@ impl Decision<'_> {
         let mut holes = self.layout.holes(self.host);
         holes.extend(self.hidden_inside(plan));
         let shown = self.layout.shown(self.host);
-        if shown.iter().any(|shown| shown.access != Access::Device) {
-            // Where a bind shows them, their nodes can't be opened.
-            holes.push(PathBuf::from("/dev"));
-        }
-        self.check_writable(&shown, &holes)?;
+        let mounts = Mounts::new(self.host);
+        holes.extend(mounts.procs.iter().cloned());
+        self.check_writable(&shown, &holes, &mounts)?;
         self.check_proc(&holes)?;
-        self.check_executable_folders(plan, &holes)?;
+        self.check_executable_folders(plan, holes.iter().chain(&mounts.devices))?;
         for Shown { target, source, .. } in shown.iter().filter(|shown| shown.target.as_path() != shown.source) {
             if real_path(self.host, target.as_path()).as_ref() != Some(source) {
                 self.lost.push(format!("{target}, which is {} on the host", source.display()));
@@ -165,10 +170,8 @@ impl Decision<'_> {
         if shown.iter().all(|shown| shown.source.as_os_str() != "/") {
             self.lost.push("listing / and other folders above what is shown".to_owned());
         }
-        let mut rules = Rules::new(self.host, &holes, base);
-        for Shown { source, directory, access, .. } in &shown {
-            rules.tree(source, *directory, *access);
-        }
+        let mut rules = Rules::new(self.host, &holes, &mounts.devices, base);
+        self.allow_shown(&mut rules, &shown, &mounts);
         for folder in std::mem::take(&mut rules.not_listed) {
             self.lost.push(format!("listing {}, which a hidden folder lies below", folder.display()));
         }
@@ -206,6 +209,29 @@ impl Decision<'_> {
         })
     }
 
+    /// Rules for what is shown of the host, but for what a bind in a new root would not let be opened.
+    fn allow_shown(&mut self, rules: &mut Rules<'_>, shown: &[Shown], mounts: &Mounts) {
+        for Shown { source, directory, access, .. } in shown {
+            if let Some(proc) = mounts.procs.iter().find(|proc| source.starts_with(proc)) {
+                // Landlock keeps the command from other processes there, and not from sysctls.
+                self.lost.push(format!("{}, which is of the procfs at {}", source.display(), proc.display()));
+            } else if *access != Access::Device && mounts.has_devices(self.host, source) {
+                // Their nodes can't be opened where a bind shows them.
+                if *directory {
+                    rules.names(source);
+                    self.lost.push(format!("opening what lies in {}, where devices are", source.display()));
+                }
+            } else {
+                rules.tree(source, *directory, *access);
+            }
+        }
+        let is_shown = |point: &&PathBuf| {
+            point.as_os_str() != DEV
+                && shown.iter().any(|shown| shown.access != Access::Device && point.starts_with(&shown.source))
+        };
+        self.devices = mounts.devices.iter().filter(is_shown).cloned().collect();
+    }
+
     /// What hidden paths show inside, links followed as they would be there.
     fn hidden_inside(&self, plan: &Plan) -> Vec<PathBuf> {
         let shown: Vec<Step> = plan.steps.iter().filter(|step| !matches!(step, Step::Hide { .. })).cloned().collect();
@@ -230,10 +256,14 @@ impl Decision<'_> {
     }
 
     /// A folder whose files may all be executed has one rule, which also lets them be read.
-    fn check_executable_folders(&mut self, plan: &Plan, holes: &[PathBuf]) -> Result<(), PlanError> {
+    fn check_executable_folders<'a>(
+        &mut self,
+        plan: &Plan,
+        holes: impl Iterator<Item = &'a PathBuf> + Clone,
+    ) -> Result<(), PlanError> {
         let Some(executables) = &plan.executables else { return Ok(()) };
         for folder in self.on_host(&plan.steps, &executables.folders) {
-            if let Some(hole) = holes.iter().find(|hole| hole.starts_with(&folder)) {
+            if let Some(hole) = holes.clone().find(|hole| hole.starts_with(&folder)) {
                 let promise =
                     format!("hide {} in {}, where everything may be executed", hole.display(), folder.display());
                 self.give_up(Layer::LandlockFs, promise)?;
@@ -243,17 +273,17 @@ impl Decision<'_> {
     }
 
     /// Landlock can't take back below a folder what it allows there.
-    fn check_writable(&mut self, shown: &[Shown], holes: &[PathBuf]) -> Result<(), PlanError> {
+    fn check_writable(&mut self, shown: &[Shown], holes: &[PathBuf], mounts: &Mounts) -> Result<(), PlanError> {
         for Shown { source: writable, access, .. } in shown.iter().filter(|shown| shown.access != Access::Read) {
             let below = |path: &PathBuf| path != writable && path.starts_with(writable);
-            // Devices that are asked for are shown with all others.
-            let is_kept = |hole: &&PathBuf| below(hole) && (*access == Access::Write || hole.as_os_str() != "/dev");
-            if let Some(hole) = holes.iter().find(is_kept) {
+            // Devices that are asked for are shown.
+            let devices = mounts.devices.iter().filter(|_| *access == Access::Write);
+            if let Some(hole) = holes.iter().chain(devices).find(|hole| below(hole)) {
                 let promise = format!("hide {} below {}, which is writable", hole.display(), writable.display());
                 self.give_up(Layer::LandlockFs, promise)?;
             }
-            let is_read_only = |shown: &&Shown| shown.access == Access::Read && below(&shown.source);
-            if let Some(Shown { source: kept, .. }) = shown.iter().find(is_read_only) {
+            let read_only = shown.iter().filter(|shown| shown.access == Access::Read).map(|shown| &shown.source);
+            if let Some(kept) = read_only.chain(&mounts.controls).find(|kept| below(kept)) {
                 let promise =
                     format!("keep {} read-only below {}, which is writable", kept.display(), writable.display());
                 self.give_up(Layer::LandlockFs, promise)?;
