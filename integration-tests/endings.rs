@@ -111,7 +111,7 @@ impl Running {
     }
 
     /// Nothing of it is there any more. Gives the exit code, 128+n for the signal that ended the supervisor.
-    fn is_gone(mut self, what: &str) -> i32 {
+    fn expect_gone(mut self, what: &str) -> i32 {
         use std::os::unix::process::ExitStatusExt;
         let status = self.supervisor.wait().unwrap();
         let gone = soon(|| running(&self.mark) == 0);
@@ -127,7 +127,7 @@ fn a_killed_supervisor_leaves_nothing_behind() {
     for rung in rungs() {
         let run = Running::new(&rung, &[], SLEEPS);
         kill(run.supervisor(), Signal::SIGKILL).unwrap();
-        assert_eq!(run.is_gone(&format!("{rung:?}")), 137);
+        assert_eq!(run.expect_gone(&format!("{rung:?}")), 137);
     }
 }
 
@@ -136,7 +136,7 @@ fn a_killed_process_group_leaves_nothing_behind() {
     for rung in rungs() {
         let run = Running::new(&rung, &[], SLEEPS);
         nix::sys::signal::killpg(run.supervisor(), Signal::SIGKILL).unwrap();
-        assert_eq!(run.is_gone(&format!("{rung:?}")), 137);
+        assert_eq!(run.expect_gone(&format!("{rung:?}")), 137);
     }
 }
 
@@ -147,11 +147,11 @@ fn a_killed_init_or_keeper_leaves_nothing_behind() {
             let run = Running::new(&rung, &[], script);
             let child = Running::child_of(run.supervisor());
             kill(child, Signal::SIGKILL).unwrap();
-            assert_eq!(run.is_gone(&format!("{rung:?} {script}")), 137);
+            assert_eq!(run.expect_gone(&format!("{rung:?} {script}")), 137);
             if rung.backend == "landlock" {
                 let run = Running::new(&rung, &[], script);
                 kill(Running::child_of(Running::child_of(run.supervisor())), Signal::SIGKILL).unwrap();
-                assert_eq!(run.is_gone(&format!("init on {rung:?} {script}")), 137);
+                assert_eq!(run.expect_gone(&format!("init on {rung:?} {script}")), 137);
             }
         }
     }
@@ -166,6 +166,6 @@ fn a_stopped_init_or_keeper_does_not_stop_the_clock() {
         if rung.backend == "landlock" {
             kill(Running::child_of(child), Signal::SIGSTOP).unwrap();
         }
-        assert_eq!(run.is_gone(&format!("{rung:?}")), 124);
+        assert_eq!(run.expect_gone(&format!("{rung:?}")), 124);
     }
 }

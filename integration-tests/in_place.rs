@@ -143,6 +143,8 @@ fn devices_that_are_mounted_elsewhere_are_not_opened() {
             let result = sh(&format!(": > {path}/{node}")).unwrap();
             assert_ne!(result.code, 0, "{node} as {caller:?}: {result:#?}");
         }
+        let verify = run(true, &["verify", "--backend", "landlock"]).unwrap().expect_code(0);
+        verify.expect_stdout("/tree/dev can't be opened").expect_stdout("/tree/pts can't be opened");
         // Landlock can't take back below what is writable.
         let refused = run(false, &[RUN, &["--", "true"]].concat()).unwrap().expect_code(125);
         refused.expect_stderr("which is writable").expect_stderr("--allow-degraded landlock-fs");

@@ -193,6 +193,16 @@ pub fn wait4(pid: Option<Pid>, options: c_int) -> Result<Option<Waited>> {
     }
 }
 
+/// Bytes in the list of a file's extended attributes, links not followed (listxattr(2)).
+///
+/// # Errors
+/// ENOTSUP where there are none to be had.
+pub fn attributes_length(path: &CStr) -> Result<usize> {
+    // SAFETY: `path` ends with a NUL; with size 0 nothing is written.
+    let length = unsafe { libc::llistxattr(path.as_ptr(), std::ptr::null_mut(), 0) };
+    Errno::result(length).map(isize::cast_unsigned)
+}
+
 /// pidfd_open(2): a descriptor that can be read once the process has ended.
 ///
 /// # Errors

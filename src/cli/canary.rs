@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::libc;
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +45,10 @@ pub(super) struct Task {
     pub(super) bounding_set_may_stay: bool,
     /// Programs in memory files can't be executed either.
     pub(super) no_memory_files: bool,
+    /// Nothing but Landlock and filters stands between the command and the host's files.
+    pub(super) in_place: bool,
+    /// Folders of devices that can't be opened.
+    pub(super) devices: Vec<PathBuf>,
     /// New user namespaces are to be refused.
     pub(super) no_user_namespaces: bool,
     /// Nothing can be executed after the canary itself.
@@ -113,6 +118,7 @@ pub(super) fn run(task: &str) -> io::Result<()> {
         let reopened = OpenOptions::new().append(true).open("/proc/self/fd/0");
         add("a file outside can't be opened through a descriptor".into(), refusal(reopened));
     }
+    without_a_root_of_its_own(&task, &mut add);
     if task.network_isolated {
         add("no network outside can be reached".into(), network_is_refused());
     }
@@ -139,6 +145,17 @@ pub(super) fn run(task: &str) -> io::Result<()> {
     let mut stdout = io::stdout();
     serde_json::to_writer(&mut stdout, &findings)?;
     stdout.flush()
+}
+
+/// What only Landlock and filters can refuse there.
+fn without_a_root_of_its_own(task: &Task, add: &mut impl FnMut(String, Result<String, String>)) {
+    if task.in_place {
+        add("no watch on a folder tells what is in it".into(), refused(watch(Path::new("/"))));
+        add("attributes of files can't be asked for by name".into(), refused(crate::sys::attributes_length(c"/")));
+    }
+    for folder in &task.devices {
+        add(format!("devices in {} can't be opened", folder.display()), devices_are_refused(folder));
+    }
 }
 
 fn refused<T>(result: nix::Result<T>) -> Result<String, String> {
@@ -189,6 +206,17 @@ fn open_is_refused(path: &Path) -> Result<String, String> {
         _ => File::open(path).and_then(readable),
     };
     refusal(result)
+}
+
+fn watch(path: &Path) -> nix::Result<()> {
+    let instance = Inotify::init(InitFlags::IN_CLOEXEC)?;
+    instance.add_watch(path, AddWatchFlags::IN_CREATE).map(drop)
+}
+
+/// Tries one that every /dev and devpts has and that harms nobody. What a minimal /dev has can be opened under all its names.
+fn devices_are_refused(folder: &Path) -> Result<String, String> {
+    let node = folder.join("ptmx");
+    if node.exists() { open_is_refused(&node) } else { Ok("no device is known there".into()) }
 }
 
 fn status_is(key: &str, good: impl Fn(&str) -> bool) -> Result<String, String> {

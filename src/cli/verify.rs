@@ -73,6 +73,8 @@ fn task(policy: &Policy, plan: &Plan, host: &Host) -> Task {
         landlock: plan.landlock.is_some(),
         seccomp: plan.has_filter(),
         exec_once: plan.exec_once,
+        in_place: plan.in_place.is_some(),
+        devices: Vec::new(),
         no_user_namespaces: is_on(Layer::UsernsLimit),
         no_memory_files: is_on(Layer::Allowlist) && plan.executables.is_some() && plan.has_filter(),
         loader: forbidden
@@ -113,6 +115,7 @@ fn task_in_place(task: Task, policy: &Policy, plan: &Plan, in_place: &InPlace) -
         hidden: hidden.collect(),
         writable: writable.iter().filter(is_scratch).cloned().collect(),
         root_is_sealed: true,
+        devices: in_place.devices.clone(),
         bounding_set_may_stay: true,
         ..task
     }

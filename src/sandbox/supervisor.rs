@@ -326,8 +326,12 @@ impl Watch<'_> {
     fn kill_all(&self) {
         if self.plan.in_place.is_some() {
             // Nothing ends with a signal to it, so it must do it: it ends all when there is no more to be heard. Were it
-            // stopped, it would not. Neither can fail: the socket is connected, the child our own.
-            if shutdown(self.channel.as_raw_fd(), Shutdown::Write).and(kill(self.init, Signal::SIGCONT)).is_err() {}
+            // stopped, it would not.
+            let told = shutdown(self.channel.as_raw_fd(), Shutdown::Write);
+            let woken = kill(self.init, Signal::SIGCONT);
+            if told.is_err() || woken.is_err() {
+                // Neither can fail: the socket is connected, the child our own.
+            }
             return;
         }
         // Our own child, not waited for yet: the number can't be anybody else's. ESRCH can't happen, EPERM neither
