@@ -17,6 +17,7 @@ mod bwrap;
 mod bwrap_differential;
 mod bwrap_handed;
 mod bwrap_messages;
+mod ci;
 mod command_line;
 mod environment;
 mod faults;

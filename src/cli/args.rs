@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::output::ErrorFormat;
 use crate::policy;
-use crate::profile::{LimitsEntry, NetworkKey, Overrides, Quantity};
+use crate::profile::{LimitsEntry, NetworkKey, Overrides, Quantity, WorkspaceMode};
 use crate::seccomp::Abi;
 
 /// Run a command in a sandbox of its own: the host read-only, no network, no privileges.
@@ -36,9 +36,9 @@ pub(super) struct Cli {
 /// Options that may stand before or behind the subcommand.
 #[derive(Debug, Clone, Default, Args)]
 pub(super) struct Common {
-    /// Profile: a name, or a path (with a "/", or ending in .json)
+    /// Profile: a name, or a path (with a "/", or ending in .json); again for one that is laid over it
     #[arg(short, long, global = true, value_name = "PROFILE")]
-    pub(super) profile: Option<String>,
+    pub(super) profile: Vec<String>,
     /// Say what is skipped and what is in force
     #[arg(short, long, global = true)]
     pub(super) verbose: bool,
@@ -110,6 +110,15 @@ pub(super) struct Options {
     /// Hide a path
     #[arg(long, value_name = "PATH", help_heading = "Files")]
     pub(super) hide: Vec<OsString>,
+    /// The folder that the command works on; default: the current directory, where the profile has a workspace
+    #[arg(long, value_name = "DIR", help_heading = "Files")]
+    pub(super) workspace: Option<OsString>,
+    /// Write into the workspace, keep changes beside it (see `shannot changes`), or change nothing
+    #[arg(long, value_name = "rw|overlay|ro", help_heading = "Files")]
+    pub(super) workspace_mode: Option<Mode>,
+    /// Hand over a secret as the file /run/secrets/NAME
+    #[arg(long, value_name = "NAME=fd:N|file:PATH", help_heading = "Files")]
+    pub(super) secret: Vec<OsString>,
     /// Start in this directory
     #[arg(long, value_name = "DIR", help_heading = "Files")]
     pub(super) chdir: Option<OsString>,
@@ -200,6 +209,26 @@ impl From<Backend> for policy::Backend {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Mode {
+    /// Written, but for what the host's git would execute
+    Rw,
+    /// Changes are kept beside it
+    Overlay,
+    /// Read-only
+    Ro,
+}
+
+impl From<Mode> for WorkspaceMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Rw => WorkspaceMode::Rw,
+            Mode::Overlay => WorkspaceMode::Overlay,
+            Mode::Ro => WorkspaceMode::Ro,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Net {
     /// None; not even TCP on loopback
     None,
@@ -253,12 +282,14 @@ pub(super) enum Profile {
     /// A profile as it will be applied
     Show {
         /// Which; default: the one that would be used
-        profile: Option<String>,
+        #[arg(value_name = "PROFILE")]
+        which: Option<String>,
     },
     /// Check a profile on this host, without running anything
     Check {
         /// Which; default: the one that would be used
-        profile: Option<String>,
+        #[arg(value_name = "PROFILE")]
+        which: Option<String>,
     },
     /// The JSON Schema of profiles
     Schema,
@@ -363,6 +394,9 @@ impl Options {
             rw: self.rw.clone(),
             tmpfs: self.tmpfs.clone(),
             hide: self.hide.clone(),
+            workspace: self.workspace.clone(),
+            workspace_mode: self.workspace_mode.map(WorkspaceMode::from),
+            secrets: Vec::new(),
             env: self.env.clone(),
             env_pass: self.env_pass.clone(),
             inherit_env: self.inherit_env,

@@ -11,6 +11,7 @@ mod record;
 mod run;
 mod seccomp;
 mod verify;
+mod workspace;
 
 use std::ffi::OsString;
 
@@ -124,7 +125,6 @@ fn manual() -> Result<(), Complaint> {
 
 impl Common {
     fn profile(&self, caller: &crate::profile::Caller) -> Result<crate::profile::Profile, Complaint> {
-        let requested = self.profile.as_deref().map(std::ffi::OsStr::new);
-        Ok(crate::profile::Profile::load(requested, caller)?)
+        Ok(crate::profile::Profile::load(&self.profile, caller)?)
     }
 }

@@ -1,7 +1,5 @@
 //! `shannot export` and `shannot profile …`.
 
-use std::ffi::OsStr;
-
 use super::args::{Common, Profile as What};
 use super::launch;
 use super::output::{self, Complaint};
@@ -18,7 +16,7 @@ pub(super) fn export(common: &Common) -> Result<u8, Complaint> {
 pub(super) fn profile(common: &Common, what: &What) -> Result<u8, Complaint> {
     let caller = Caller::current();
     let load = |name: &Option<String>| match name {
-        Some(name) => Ok(Profile::load(Some(OsStr::new(name)), &caller)?),
+        Some(name) => Ok(Profile::load(&[name], &caller)?),
         None => common.profile(&caller),
     };
     match what {
@@ -27,9 +25,9 @@ pub(super) fn profile(common: &Common, what: &What) -> Result<u8, Complaint> {
             let text: String = lines.collect();
             output::result(&text)?;
         }
-        What::Show { profile } => output::result_json(&load(profile)?.export(&caller)?)?,
-        What::Check { profile } => {
-            let profile = load(profile)?;
+        What::Show { which } => output::result_json(&load(which)?.export(&caller)?)?,
+        What::Check { which } => {
+            let profile = load(which)?;
             let policy = profile.policy(&Overrides::default(), &caller)?;
             let plan = launch::plan(&policy)?;
             let mut text = format!("profile {} can be applied on this host\n", profile.origin());

@@ -1,8 +1,9 @@
 //! `shannot run`, and the bare form: profile, options, plan, sandbox, exit code.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::time::SystemTime;
 
 use nix::sys::signal::{Signal, raise};
@@ -12,8 +13,10 @@ use super::launch;
 use super::output::{self, Complaint, note};
 use super::profiles::unknown_names;
 use super::record::{Record, RecordFile};
+use super::workspace::{Guards, Secrets};
 use crate::plan::Plan;
-use crate::profile::{Caller, Profile};
+use crate::policy::Policy;
+use crate::profile::{Caller, Overrides, Profile};
 use crate::report::Outcome;
 use crate::sandbox::Stdio;
 use crate::sys;
@@ -21,21 +24,41 @@ use crate::sys;
 pub(super) fn run(common: &Common, options: &Options, command: Vec<OsString>) -> Result<u8, Complaint> {
     let caller = Caller::current();
     let profile = common.profile(&caller)?;
-    let mut policy = profile.policy(&options.overrides(), &caller)?;
+    let secrets = Secrets::open(&options.secret)?;
+    let overrides = Overrides { secrets: secrets.numbers(), ..options.overrides() };
+    let mut policy = profile.policy(&overrides, &caller)?;
     policy.command = command;
+    check_variables(options, &policy)?;
     if let Some(format) = options.dry_run {
         return dry_run(&launch::plan(&policy)?, format).map(|()| 0);
     }
-    let mut plan = Plan::new(&policy, &launch::host(&policy, common.verbose))?;
+    let guards = Guards::make(&policy)?;
+    let ran = run_guarded(common, options, &profile, &policy);
+    guards.remove();
+    ran
+}
+
+/// What the profile never passes on is not passed on because somebody asks for it by name.
+fn check_variables(options: &Options, policy: &Policy) -> Result<(), Complaint> {
+    let is_denied = |name: &OsStr| policy.environment.deny.iter().any(|pattern| sys::fnmatch(pattern, name));
+    match options.env.iter().find(|word| !word.as_bytes().contains(&b'=') && is_denied(word)) {
+        Some(name) => Err(Complaint::plain("environment", format!("cannot pass {name:?} on: the profile never does"))
+            .with_hint("--secret NAME=fd:N|file:PATH hands a secret over as a file; --env NAME=VALUE sets a variable")),
+        None => Ok(()),
+    }
+}
+
+fn run_guarded(common: &Common, options: &Options, profile: &Profile, policy: &Policy) -> Result<u8, Complaint> {
+    let mut plan = Plan::new(policy, &launch::host(policy, common.verbose))?;
     if common.verbose {
-        say_more(&profile, &plan, options);
+        say_more(profile, &plan, options);
     }
     let stdio = Stdio { stdin: None, stdout: thrown_away(options.no_stdout)?, stderr: thrown_away(options.no_stderr)? };
     let file = options.report.as_deref().map(RecordFile::open).transpose()?;
     let started = SystemTime::now();
-    let result = launch::run(&policy, &mut plan, &stdio);
+    let result = launch::run(policy, &mut plan, &stdio);
     if let Some(file) = file {
-        file.write(&Record::new(&profile, &plan, started, result.as_ref()))?;
+        file.write(&Record::new(profile, &plan, started, result.as_ref()))?;
     }
     finish(result?, &plan, common)
 }

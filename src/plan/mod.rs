@@ -357,10 +357,11 @@ fn environment(policy: &Policy, host: &Host) -> Vec<(OsString, OsString)> {
         return bubblewrap::environment(wanted, host);
     }
     let passes = |name: &OsStr| wanted.inherit || wanted.pass.iter().any(|pattern| sys::fnmatch(pattern, name));
+    let denies = |name: &OsStr| wanted.deny.iter().any(|pattern| sys::fnmatch(pattern, name));
     let mut variables: BTreeMap<&OsStr, &OsStr> = host
         .environment
         .iter()
-        .filter(|(name, _)| !wanted.unset.contains(name) && passes(name))
+        .filter(|(name, _)| !wanted.unset.contains(name) && passes(name) && !denies(name))
         .map(|(name, value)| (name.as_os_str(), value.as_os_str()))
         .collect();
     variables.extend(wanted.set.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str())));

@@ -38,6 +38,8 @@ pub struct Policy {
     pub environment: Environment,
     /// Where the command starts.
     pub workdir: Workdir,
+    /// The folder that it works on, which operations of `fs` show.
+    pub workspace: Option<Workspace>,
     /// The host name inside; `None` keeps a copy of the host's.
     pub hostname: Option<String>,
     /// Which namespaces are made, besides a mount namespace and what `network` says.
@@ -66,6 +68,18 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// Keeps what is changed in an overlaid workspace in these folders of the host's, which are on one file system.
+    pub fn keep_changes(&mut self, upper: PathBuf, work: PathBuf) {
+        let Some(workspace) = self.workspace.as_ref().filter(|workspace| workspace.overlay) else { return };
+        for op in &mut self.fs {
+            if let FsOp::Overlay { top, target, .. } = op
+                && target.as_path() == workspace.path
+            {
+                *top = OverlayTop::Host { upper: upper.clone(), work: work.clone() };
+            }
+        }
+    }
+
     /// The strictest policy that still has a name: an empty root, nothing bound, nothing allowed out.
     pub fn new(name: impl Into<String>) -> Self {
         Self {
@@ -77,6 +91,7 @@ impl Policy {
             fs: Vec::new(),
             environment: Environment::default(),
             workdir: Workdir::Caller,
+            workspace: None,
             hostname: None,
             namespaces: Namespaces { user: true, pid: true, ipc: true, uts: true, cgroup: true },
             network: Network::None,
@@ -293,6 +308,19 @@ pub struct Environment {
     pub inherit: bool,
     /// Names that are never passed on.
     pub unset: BTreeSet<OsString>,
+    /// fnmatch patterns of names that are never passed on.
+    pub deny: Vec<String>,
+}
+
+/// The folder that a command works on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workspace {
+    /// On the host and inside, without links.
+    pub path: PathBuf,
+    /// Changes are kept beside it.
+    pub overlay: bool,
+    /// git's administrative folders in which nothing may appear that leads git elsewhere.
+    pub guards: Vec<PathBuf>,
 }
 
 /// Where the command starts.

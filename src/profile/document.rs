@@ -23,6 +23,12 @@ pub struct Document {
     /// What it is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
+    /// Profiles that this one is made of, by name or path (relative to this file), in order: what a later one says wins, lists are added up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extends: Vec<String>,
+    /// What of that is taken away again, before this profile's own keys are added.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_object")]
+    pub remove: Option<RemoveEntry>,
     /// fnmatch patterns of the command words that may be typed; an empty list allows all.
     #[serde(default)]
     pub allowed_commands: Vec<String>,
@@ -51,6 +57,12 @@ pub struct Document {
     /// fnmatch patterns of the caller's environment variables that are passed on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub env_pass: Vec<String>,
+    /// fnmatch patterns of variables that no pattern passes on, whatever it is: tokens and secrets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env_deny: Vec<String>,
+    /// The folder that the command works on, shown where it is on the host.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_object")]
+    pub workspace: Option<WorkspaceEntry>,
     /// The directory to start in; `.` is the caller's, shown read-only where a tmpfs would cover it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
@@ -100,6 +112,66 @@ pub struct BindEntry {
     /// A missing source is skipped (the default), or an error when this is `false`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub optional: Option<bool>,
+}
+
+/// What is taken away of inherited lists and objects. Each entry must be there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RemoveEntry {
+    /// Patterns. The last one can't be taken away: an empty list allows all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allowed_commands: Vec<String>,
+    /// Targets of binds.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub binds: Vec<String>,
+    /// Paths.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tmpfs_paths: Vec<String>,
+    /// Names of variables.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub environment: Vec<String>,
+    /// Patterns.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub env_pass: Vec<String>,
+    /// Patterns.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub env_deny: Vec<String>,
+    /// Paths.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hide: Vec<String>,
+    /// Names of limits.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<String>,
+    /// Features.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub require: Vec<String>,
+    /// Features.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allow_degraded: Vec<String>,
+}
+
+/// The folder that the command works on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct WorkspaceEntry {
+    /// Which: `.`, the default, is the caller's directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// What may be done there; `rw` by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<WorkspaceMode>,
+}
+
+/// What may be done in the workspace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkspaceMode {
+    /// It is written; what the host's git would execute (hooks, configuration) is read-only.
+    Rw,
+    /// Changes are kept beside it, to be looked at and applied by `shannot changes`.
+    Overlay,
+    /// Nothing is changed.
+    Ro,
 }
 
 /// One word, or a list of them.

@@ -11,10 +11,15 @@ use crate::seccomp::nearest;
 
 /// The profiles that are in the binary, also in the project's folder `profiles`.
 const BUILT_IN: &[(&str, &str)] = &[
+    ("build", include_str!("../../profiles/build.json")),
+    ("ci", include_str!("../../profiles/ci.json")),
     ("diagnostics", include_str!("../../profiles/diagnostics.json")),
     ("host", include_str!("../../profiles/host.json")),
+    ("install", include_str!("../../profiles/install.json")),
+    ("lint", include_str!("../../profiles/lint.json")),
     ("minimal", include_str!("../../profiles/minimal.json")),
     ("readonly", include_str!("../../profiles/readonly.json")),
+    ("test", include_str!("../../profiles/test.json")),
 ];
 /// Looked for in each folder when no profile is asked for.
 const DEFAULT_NAMES: &[&str] = &["minimal", "profile"];
@@ -77,6 +82,30 @@ pub enum Origin {
     File(PathBuf),
     /// The binary.
     BuiltIn(&'static str),
+    /// Several, laid one over the other.
+    Several(Vec<Origin>),
+}
+
+impl Origin {
+    /// An absolute path on the host: `~` expanded, a relative one in the profile's folder.
+    pub(super) fn host_path(&self, text: &str, caller: &Caller) -> Result<PathBuf, String> {
+        if text.is_empty() || text.contains('\0') {
+            return Err(format!("{text:?} is no path"));
+        }
+        let path = caller.expand_home(Path::new(text))?;
+        if path.is_absolute() {
+            return Ok(path);
+        }
+        match self {
+            Origin::File(file) => {
+                let file = std::path::absolute(file).map_err(|error| format!("{file:?}: {error}"))?;
+                Ok(file.parent().unwrap_or(Path::new("/")).join(path))
+            }
+            Origin::BuiltIn(_) | Origin::Several(_) => {
+                Err(format!("{text:?} is relative, and a built-in profile has no folder"))
+            }
+        }
+    }
 }
 
 impl std::fmt::Display for Origin {
@@ -84,6 +113,10 @@ impl std::fmt::Display for Origin {
         match self {
             Origin::File(path) => write!(f, "{path:?}"),
             Origin::BuiltIn(name) => write!(f, "{name:?} (built in)"),
+            Origin::Several(origins) => {
+                let names: Vec<String> = origins.iter().map(ToString::to_string).collect();
+                f.write_str(&names.join(" + "))
+            }
         }
     }
 }
@@ -105,24 +138,32 @@ pub(super) fn load(requested: Option<&OsStr>, caller: &Caller) -> Result<Loaded,
                 reason,
                 hint: None,
             })?;
-            let text = trust::read(&path)?;
-            parsed(Origin::File(path), text)
+            file(path)
         }
-        Some(name) => named(name, caller),
+        Some(name) => named(name, caller, &[]),
         None => by_default(caller),
     }
 }
 
-fn is_path(word: &OsStr) -> bool {
+pub(super) fn file(path: PathBuf) -> Result<Loaded, ProfileError> {
+    let text = trust::read(&path)?;
+    parsed(Origin::File(path), text)
+}
+
+pub(super) fn is_path(word: &OsStr) -> bool {
     let path = Path::new(word);
     word.as_encoded_bytes().contains(&b'/') || path.extension() == Some(OsStr::new("json"))
 }
 
-fn named(name: &OsStr, caller: &Caller) -> Result<Loaded, ProfileError> {
+/// The first of this name that is none of `but`: a profile may extend the one whose place it takes.
+pub(super) fn named(name: &OsStr, caller: &Caller, but: &[Origin]) -> Result<Loaded, ProfileError> {
     let mut file_name = name.to_owned();
     file_name.push(".json");
     for folder in caller.folders() {
-        if let Some(found) = if_there(folder.join(&file_name))? {
+        let path = folder.join(&file_name);
+        if !but.contains(&Origin::File(path.clone()))
+            && let Some(found) = if_there(path)?
+        {
             return Ok(found);
         }
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::document::{Document, EnforcementKey, LandlockKey, LimitsEntry, NetworkKey, Quantity};
+use super::document::{Document, EnforcementKey, LandlockKey, LimitsEntry, NetworkKey, Quantity, WorkspaceEntry};
 use super::error::ProfileError;
 use super::{Caller, Profile};
 use crate::policy::{
@@ -23,7 +23,11 @@ pub(super) struct Lowered {
 /// sethostname(2), __NEW_UTS_LEN.
 const LONGEST_HOSTNAME: usize = 64;
 
-pub(super) fn lower(profile: &Profile, caller: &Caller) -> Result<Lowered, ProfileError> {
+pub(super) fn lower(
+    profile: &Profile,
+    workspace: Option<&WorkspaceEntry>,
+    caller: &Caller,
+) -> Result<Lowered, ProfileError> {
     let document = &profile.document;
     let at = |key: &'static str| move |reason: String| profile.refuse(key, reason, None);
     if document.name.is_empty() {
@@ -44,8 +48,14 @@ pub(super) fn lower(profile: &Profile, caller: &Caller) -> Result<Lowered, Profi
     policy.fs.push(FsOp::Dev { target: SandboxPath::root().join("dev") });
     policy.fs.extend(tmpfs_paths(document, caller).map_err(at("tmpfs_paths"))?);
     policy.fs.extend(binds);
+    if let Some(entry) = workspace {
+        let (workspace, ops) = super::workspace::workspace(entry, caller).map_err(at("workspace"))?;
+        policy.fs.extend(ops);
+        policy.workspace = Some(workspace);
+    }
     policy.environment.set = document.environment.iter().map(|(name, value)| (name.into(), value.into())).collect();
     policy.environment.pass.clone_from(&document.env_pass);
+    policy.environment.deny.clone_from(&document.env_deny);
     policy.namespaces.user = document.user_namespace_isolation;
     policy.network = network(document).map_err(at("network"))?;
     policy.landlock = match document.landlock {

@@ -1,6 +1,7 @@
 //! Shannot's profiles: the JSON schema, where profiles are found, and what they mean as a [`Policy`]. The only room
 //! that reads the caller's configuration; it knows nothing of the host and runs nothing.
 
+mod compose;
 mod document;
 mod error;
 mod filters;
@@ -9,6 +10,7 @@ mod lower;
 mod overrides;
 mod parse;
 mod trust;
+mod workspace;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -18,7 +20,10 @@ use sha2::{Digest, Sha256};
 use crate::policy::{Network, Policy};
 use crate::seccomp::Filter;
 
-pub use document::{BindEntry, Document, EnforcementKey, LandlockKey, LimitsEntry, NetworkKey, OneOrMore, Quantity};
+pub use document::{
+    BindEntry, Document, EnforcementKey, LandlockKey, LimitsEntry, NetworkKey, OneOrMore, Quantity, RemoveEntry,
+    WorkspaceEntry, WorkspaceMode,
+};
 pub use error::ProfileError;
 pub use load::{Caller, Origin, list};
 pub use overrides::Overrides;
@@ -34,13 +39,20 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// The profile that `requested` (`-p`) means: a path, a name, or, without one, the caller's or the system's
-    /// default, in the order of interface.md.
+    /// The profile that `requested` (`-p`) means: paths or names, of which a later one is laid over those before; or,
+    /// without any, the caller's or the system's default, in the order of interface.md.
     ///
     /// # Errors
     /// [`ProfileError`]: not found, not to be trusted, not a profile, or with a filter that can't be used.
-    pub fn load(requested: Option<&OsStr>, caller: &Caller) -> Result<Self, ProfileError> {
-        let load::Loaded { origin, text, document } = load::load(requested, caller)?;
+    pub fn load(requested: &[impl AsRef<OsStr>], caller: &Caller) -> Result<Self, ProfileError> {
+        let load::Loaded { origin, text, document } = match requested {
+            [] => compose::whole(load::load(None, caller)?, caller)?,
+            [one] => compose::whole(load::load(Some(one.as_ref()), caller)?, caller)?,
+            several => {
+                let loaded = several.iter().map(|one| load::load(Some(one.as_ref()), caller));
+                compose::lay_over(loaded.collect::<Result<_, _>>()?, caller)?
+            }
+        };
         Self::new(origin, text, document, caller)
     }
 
@@ -51,7 +63,8 @@ impl Profile {
     pub fn parse(text: &[u8], path: &Path, caller: &Caller) -> Result<Self, ProfileError> {
         let origin = Origin::File(path.to_owned());
         let document = parse::parse(text, &origin.to_string())?;
-        Self::new(origin, text.to_vec(), document, caller)
+        let loaded = compose::whole(load::Loaded { origin, text: text.to_vec(), document }, caller)?;
+        Self::new(loaded.origin, loaded.text, loaded.document, caller)
     }
 
     fn new(origin: Origin, text: Vec<u8>, document: Document, caller: &Caller) -> Result<Self, ProfileError> {
@@ -79,7 +92,7 @@ impl Profile {
         &self.origin
     }
 
-    /// SHA-256 of its text, in hexadecimal.
+    /// SHA-256 of its text, behind those of the profiles that it is made of, in hexadecimal.
     pub fn digest(&self) -> String {
         Sha256::digest(&self.text).iter().map(|byte| format!("{byte:02x}")).collect()
     }
@@ -89,7 +102,9 @@ impl Profile {
     /// # Errors
     /// [`ProfileError::Value`] and [`ProfileError::Option`].
     pub fn policy(&self, overrides: &Overrides, caller: &Caller) -> Result<Policy, ProfileError> {
-        let lowered = lower::lower(self, caller)?;
+        let mut workspace = self.document.workspace.clone();
+        overrides.workspace(&mut workspace)?;
+        let lowered = lower::lower(self, workspace.as_ref(), caller)?;
         overrides.apply(lowered, caller)
     }
 
@@ -102,22 +117,7 @@ impl Profile {
         let policy = self.policy(&Overrides::default(), caller)?;
         let mut document = self.document.clone();
         document.network_isolation = Some(policy.network != Network::Host);
-        let absolute = |key, text: &str| {
-            let path = self.host_path(text, caller).map_err(|reason| self.refuse(key, reason, None))?;
-            Ok(path.to_string_lossy().into_owned())
-        };
-        for bind in &mut document.binds {
-            bind.source = absolute("binds", &bind.source)?;
-        }
-        let is_preset = |word: &str| word.parse::<crate::seccomp::Preset>().is_ok();
-        let words = match &mut document.seccomp_profile {
-            Some(OneOrMore::One(word)) => std::slice::from_mut(word),
-            Some(OneOrMore::More(words)) => words.as_mut_slice(),
-            None => &mut [],
-        };
-        for word in words.iter_mut().filter(|word| !is_preset(word)) {
-            *word = absolute("seccomp_profile", word)?;
-        }
+        compose::make_absolute(&mut document, &self.origin, caller)?;
         // A map of serde_json is sorted by key.
         serde_json::to_value(&document).map_err(|cause| ProfileError::Syntax {
             origin: self.origin.to_string(),
@@ -128,20 +128,7 @@ impl Profile {
 
     /// An absolute path on the host: `~` expanded, a relative one in the profile's folder.
     fn host_path(&self, text: &str, caller: &Caller) -> Result<PathBuf, String> {
-        if text.is_empty() || text.contains('\0') {
-            return Err(format!("{text:?} is no path"));
-        }
-        let path = caller.expand_home(Path::new(text))?;
-        if path.is_absolute() {
-            return Ok(path);
-        }
-        match &self.origin {
-            Origin::File(file) => {
-                let file = std::path::absolute(file).map_err(|error| format!("{file:?}: {error}"))?;
-                Ok(file.parent().unwrap_or(Path::new("/")).join(path))
-            }
-            Origin::BuiltIn(_) => Err(format!("{text:?} is relative, and a built-in profile has no folder")),
-        }
+        self.origin.host_path(text, caller)
     }
 
     fn refuse(&self, key: &str, reason: impl ToString, hint: Option<String>) -> ProfileError {

@@ -2,14 +2,15 @@
 //! goes through the same functions.
 
 use std::ffi::{OsStr, OsString};
+use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use super::document::{LimitsEntry, NetworkKey};
+use super::document::{LimitsEntry, NetworkKey, WorkspaceEntry, WorkspaceMode};
 use super::error::ProfileError;
 use super::lower::{self, Lowered};
 use super::{Caller, filters};
-use crate::policy::{Access, Backend, FsOp, Policy, SandboxPath, Workdir};
+use crate::policy::{Access, Backend, FsOp, Placement, Policy, SandboxPath, Workdir};
 
 /// Options of `shannot run`, as typed.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +23,12 @@ pub struct Overrides {
     pub tmpfs: Vec<OsString>,
     /// `--hide PATH`.
     pub hide: Vec<OsString>,
+    /// `--workspace DIR`.
+    pub workspace: Option<OsString>,
+    /// `--workspace-mode`.
+    pub workspace_mode: Option<WorkspaceMode>,
+    /// `--secret`: the name, and a descriptor that the secret can be read from.
+    pub secrets: Vec<(String, RawFd)>,
     /// `--env K[=V]`.
     pub env: Vec<OsString>,
     /// `--env-pass GLOB`.
@@ -52,7 +59,23 @@ fn refuse(option: &str, reason: impl ToString, hint: Option<String>) -> ProfileE
     ProfileError::Option { option: option.to_owned(), reason: reason.to_string(), hint }
 }
 
+/// Where secrets are inside.
+const SECRETS: &str = "/run/secrets";
+
 impl Overrides {
+    /// Puts the options for the workspace over the profile's.
+    pub(super) fn workspace(&self, entry: &mut Option<WorkspaceEntry>) -> Result<(), ProfileError> {
+        if let Some(path) = &self.workspace {
+            let text = path.to_str().filter(|text| !text.is_empty());
+            let text = text.ok_or_else(|| refuse("--workspace", format!("{path:?} is no path in UTF-8"), None))?;
+            entry.get_or_insert_default().path = Some(text.to_owned());
+        }
+        if let Some(mode) = self.workspace_mode {
+            entry.get_or_insert_default().mode = Some(mode);
+        }
+        Ok(())
+    }
+
     /// Puts the options over the policy, and the hidden paths over everything.
     pub(super) fn apply(&self, lowered: Lowered, caller: &Caller) -> Result<Policy, ProfileError> {
         let Lowered { mut policy, mut hidden } = lowered;
@@ -63,6 +86,12 @@ impl Overrides {
         policy.fs.extend(others);
         policy.fs.extend(hidden.into_iter().map(|target| FsOp::Hide { target }));
         policy.fs.extend(shown);
+        for (name, fd) in &self.secrets {
+            let target = SandboxPath::new(Path::new(SECRETS).join(name));
+            let target = target.map_err(|error| refuse("--secret", error, None))?;
+            // Of the command's user alone, and on a file system in memory.
+            policy.fs.push(FsOp::Data { fd: *fd, target, placement: Placement::RoBind, mode: Some(0o400) });
+        }
         self.apply_environment(&mut policy)?;
         self.apply_rest(&mut policy, caller)?;
         Ok(policy)

@@ -26,7 +26,7 @@ use super::setup::{
 };
 use super::supervisor::{LONG_COMMAND, PASSED_ON};
 use super::tree::Reach;
-use crate::plan::Plan;
+use crate::plan::{Plan, Step};
 use crate::sys;
 
 /// What init exits with when it could not set up; the supervisor has the reason from the channel.
@@ -135,10 +135,14 @@ pub(super) fn take_standard_descriptors(prepared: &Prepared<'_>) -> Result<(), F
     Ok(())
 }
 
-/// What stays open while setting up: the channel, and an image to execute.
+/// What stays open while setting up: the channel, an image to execute, and what files are made from.
 pub(super) fn kept(prepared: &Prepared<'_>, channel: &OwnedFd) -> Vec<RawFd> {
     let image = prepared.image.map(|image| image.0.as_raw_fd());
-    std::iter::once(channel.as_raw_fd()).chain(image).collect()
+    let data = prepared.plan.steps.iter().filter_map(|step| match step {
+        Step::Data { fd, .. } => Some(*fd),
+        _ => None,
+    });
+    std::iter::once(channel.as_raw_fd()).chain(image).chain(data).collect()
 }
 
 /// Starts the command's process and comes back when it has executed the command.
