@@ -10,6 +10,7 @@ mod profiles;
 mod record;
 mod run;
 mod seccomp;
+mod shell;
 mod verify;
 mod workspace;
 
@@ -22,6 +23,7 @@ use self::output::{Complaint, ErrorFormat, note};
 use crate::sys;
 
 pub use bwrap::main as bwrap_main;
+pub use shell::main as sh_main;
 
 /// Runs the program with the process's own arguments and gives its exit code.
 pub fn main() -> u8 {

@@ -13,6 +13,7 @@ use super::launch;
 use super::output::{self, Complaint, note};
 use super::profiles::unknown_names;
 use super::record::{Record, RecordFile};
+use super::shell;
 use super::workspace::{Guards, Secrets};
 use crate::plan::Plan;
 use crate::policy::Policy;
@@ -29,6 +30,7 @@ pub(super) fn run(common: &Common, options: &Options, command: Vec<OsString>) ->
     let mut policy = profile.policy(&overrides, &caller)?;
     policy.command = command;
     check_variables(options, &policy)?;
+    shell::show_script(&mut policy);
     if let Some(format) = options.dry_run {
         return dry_run(&launch::plan(&policy)?, format).map(|()| 0);
     }

@@ -1,0 +1,144 @@
+//! `shannot-sh`: a shell, as make, npm, just, Jenkins and Woodpecker call one, whose commands run in the sandbox. And the script
+//! that a shell is given, which may lie anywhere.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::args::{Common, Options};
+use super::output::{Complaint, ErrorFormat};
+use super::run;
+use crate::policy::{Access, FsOp, Policy, SandboxPath};
+
+/// Names by which this program is that shell: a link called `bash`, first on PATH.
+const SHELLS: &[&str] = &["sh", "bash", "dash", "ash", "ksh", "mksh", "zsh"];
+/// Where shells are, whoever is first on PATH.
+const FOLDERS: &[&str] = &["/bin", "/usr/bin", "/usr/local/bin"];
+const VARIABLE: &str = "SHANNOT_PROFILE";
+const SYSTEM_PROFILE: &str = "/etc/shannot/sh.json";
+const DEFAULT_PROFILE: &str = "ci";
+
+/// Options of shells that have a word of their own behind them (sh(1p), bash(1)).
+const WITH_WORD: &[&str] = &["-o", "+o", "-O", "+O", "--rcfile", "--init-file"];
+
+/// The program `shannot-sh`, with the process's own arguments. Gives its exit code.
+pub fn main() -> u8 {
+    let mut arguments = std::env::args_os();
+    let called = arguments.next().unwrap_or_default();
+    start(&called, arguments.collect()).unwrap_or_else(|complaint| complaint.say(ErrorFormat::Text))
+}
+
+fn start(called: &OsStr, arguments: Vec<OsString>) -> Result<u8, Complaint> {
+    let name = Path::new(called).file_name().and_then(OsStr::to_str).unwrap_or_default();
+    // A login shell's name begins with a dash.
+    let name = name.strip_prefix('-').unwrap_or(name);
+    let shell = SHELLS.iter().find(|shell| **shell == name).unwrap_or(&"sh");
+    let found = FOLDERS.iter().map(|folder| Path::new(folder).join(shell)).find(|path| is_other(path));
+    let program = found.ok_or_else(|| Complaint::plain("shell", format!("cannot find the shell {shell:?}")))?;
+    let common = Common { profile: vec![profile()?], ..Common::default() };
+    let command = std::iter::once(program.into_os_string()).chain(arguments).collect();
+    run::run(&common, &Options::default(), command)
+}
+
+/// A shell, and not this program under its name.
+fn is_other(path: &Path) -> bool {
+    let Ok(found) = path.canonicalize() else { return false };
+    std::fs::read_link("/proc/self/exe").is_ok_and(|own| own != found)
+}
+
+/// Never from the workspace, which strangers write.
+fn profile() -> Result<String, Complaint> {
+    let Some(chosen) = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()) else {
+        let system = Path::new(SYSTEM_PROFILE).exists();
+        return Ok(if system { SYSTEM_PROFILE } else { DEFAULT_PROFILE }.to_owned());
+    };
+    let refuse = |why: &str| {
+        Complaint::plain("profile", format!("cannot use {VARIABLE}={}: {why}", chosen.display()))
+            .with_hint("name a profile, or a file that no job can write")
+    };
+    let text = chosen.to_str().ok_or_else(|| refuse("it is not UTF-8"))?.to_owned();
+    let path = Path::new(&text).canonicalize();
+    let cwd = std::env::current_dir().and_then(|cwd| cwd.canonicalize());
+    if let (Ok(path), Ok(cwd)) = (path, cwd)
+        && path.starts_with(cwd)
+    {
+        return Err(refuse("it lies in the workspace, which the job writes"));
+    }
+    Ok(text)
+}
+
+/// The script that a shell of the command line is given is shown, wherever it lies: CI systems put it beside the workspace.
+pub(super) fn show_script(policy: &mut Policy) {
+    let Some(workspace) = &policy.workspace else { return };
+    let Some((word, arguments)) = policy.command.split_first() else { return };
+    let name = Path::new(word).file_name().and_then(OsStr::to_str);
+    let Some(script) = script(arguments).filter(|_| name.is_some_and(|name| SHELLS.contains(&name))) else { return };
+    let Ok(path) = std::path::absolute(script) else { return };
+    let is_file = path.metadata().is_ok_and(|metadata| metadata.is_file());
+    if path.starts_with(&workspace.path) || !is_file {
+        return;
+    }
+    if let Ok(target) = SandboxPath::new(tidy(&path)) {
+        policy.fs.push(FsOp::Bind { source: path, target, access: Access::ReadOnly, optional: true });
+    }
+}
+
+fn tidy(path: &Path) -> PathBuf {
+    path.components().filter(|part| *part != std::path::Component::CurDir).collect()
+}
+
+/// The operand that is a script: the first one, unless the command is in the arguments or on stdin.
+fn script(arguments: &[OsString]) -> Option<&OsStr> {
+    let mut rest = arguments.iter();
+    while let Some(word) = rest.next() {
+        let bytes = word.as_bytes();
+        if word == "--" {
+            return rest.next().map(OsString::as_os_str);
+        }
+        if bytes.len() < 2 || !bytes.starts_with(b"-") && !bytes.starts_with(b"+") {
+            return Some(word).filter(|word| *word != "-").map(OsString::as_os_str);
+        }
+        if bytes.starts_with(b"--") {
+            if WITH_WORD.iter().any(|option| word == option) {
+                rest.next();
+            }
+            continue;
+        }
+        if bytes.contains(&b'c') || bytes.contains(&b's') {
+            return None;
+        }
+        // `-eo pipefail`
+        if bytes.ends_with(b"o") || bytes.ends_with(b"O") {
+            rest.next();
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_script_of_a_shell_is_its_first_operand() {
+        let script = |line: &str| {
+            let words: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+            super::script(&words).map(|word| word.to_str().unwrap().to_owned())
+        };
+        for line in [
+            "x.sh a b",
+            "-e x.sh",
+            "-eo pipefail x.sh",
+            "-e -o pipefail x.sh -c",
+            "-x -- x.sh",
+            "--noprofile --norc -e x.sh",
+            "--rcfile y x.sh",
+            "+e x.sh",
+        ] {
+            assert_eq!(script(line).as_deref(), Some("x.sh"), "{line}");
+        }
+        for line in ["-c x.sh", "-ec x.sh", "-euo pipefail -c x.sh", "-s x.sh", "", "-", "-e"] {
+            assert_eq!(script(line), None, "{line}");
+        }
+    }
+}
