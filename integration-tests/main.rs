@@ -18,6 +18,7 @@ mod bwrap_differential;
 mod bwrap_handed;
 mod bwrap_messages;
 mod ci;
+mod ci_systems;
 mod command_line;
 mod environment;
 mod faults;

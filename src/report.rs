@@ -270,3 +270,20 @@ impl Outcome {
         }
     }
 }
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.ending {
+            Ending::Exited { code } => write!(f, "exit code {code}")?,
+            Ending::Signalled { signal } => write!(f, "ended by signal {signal}")?,
+            Ending::SandboxKilled { signal } => write!(f, "the sandbox was ended by signal {signal}")?,
+        }
+        match self.ended_by {
+            EndedBy::Command => Ok(()),
+            EndedBy::Timeout => f.write_str(", after the timeout"),
+            EndedBy::KillAfter => f.write_str(", killed since it did not end after the timeout"),
+            EndedBy::ForwardedSignal => f.write_str(", which was passed on"),
+            EndedBy::Outside => f.write_str(", from outside"),
+        }
+    }
+}

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::ci::{Stage, System};
 use super::output::ErrorFormat;
 use crate::policy;
 use crate::profile::{LimitsEntry, NetworkKey, Overrides, Quantity, WorkspaceMode};
@@ -63,6 +64,9 @@ pub(super) enum Command {
     /// Compile, check and explain filters of system calls
     #[command(subcommand)]
     Seccomp(Seccomp),
+    /// What CI systems call
+    #[command(subcommand)]
+    Ci(Ci),
     /// bubblewrap's command line: as the program shannot-bwrap
     #[command(
         disable_help_flag = true,
@@ -173,6 +177,12 @@ pub(super) struct Options {
     /// Write a report of the run as JSON
     #[arg(long, value_name = "FILE|fd:N", help_heading = "Output")]
     pub(super) report: Option<OsString>,
+    /// Write a report of the run as JUnit's XML
+    #[arg(long, value_name = "FILE|fd:N", help_heading = "Output")]
+    pub(super) junit: Option<OsString>,
+    /// Tell a CI system how it went, in its own way
+    #[arg(long, value_name = "github|gitlab|auto", help_heading = "Output")]
+    pub(super) ci: Option<System>,
     /// Throw the command's stdout away
     #[arg(long, help_heading = "Shannot 0.3")]
     pub(super) no_stdout: bool,
@@ -244,6 +254,15 @@ pub(super) enum Format {
     Text,
     /// For programs
     Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Ci {
+    /// Stages of GitLab Runner's custom executor
+    Gitlab {
+        #[command(subcommand)]
+        stage: Stage,
+    },
 }
 
 #[derive(Debug, Args)]

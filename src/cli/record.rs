@@ -22,22 +22,22 @@ use crate::sys;
 pub(super) struct Record<'a> {
     version: &'static str,
     profile: ProfileRecord<'a>,
-    command: Vec<String>,
-    start: String,
+    pub(super) command: Vec<String>,
+    pub(super) start: String,
     end: String,
-    exit_code: u8,
+    pub(super) exit_code: u8,
     #[serde(skip_serializing_if = "Option::is_none")]
-    outcome: Option<&'a Outcome>,
+    pub(super) outcome: Option<&'a Outcome>,
     /// Why nothing was executed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<&'a Complaint>,
+    pub(super) error: Option<&'a Complaint>,
     /// How the command was kept from the host.
-    rung: Rung,
+    pub(super) rung: Rung,
     /// Why it was the one without namespaces, and what was missing besides protection.
     #[serde(skip_serializing_if = "Option::is_none")]
     in_place: Option<&'a InPlace>,
     /// What was in force: empty where nothing was executed.
-    effective: Effective,
+    pub(super) effective: Effective,
     skipped: &'a [Skipped],
     denials: [(); 0],
     /// Neither Landlock nor an ERRNO filter tells a parent what it refused.
@@ -83,6 +83,31 @@ impl<'a> Record<'a> {
     }
 }
 
+impl Record<'_> {
+    /// The command word.
+    pub(super) fn word(&self) -> String {
+        self.command.first().cloned().unwrap_or_default()
+    }
+
+    pub(super) fn profile_name(&self) -> &str {
+        self.profile.name
+    }
+
+    /// How the run ended, in words.
+    pub(super) fn ending(&self) -> String {
+        match (self.outcome, self.error) {
+            (Some(outcome), _) => outcome.to_string(),
+            (None, Some(error)) => error.message.clone(),
+            (None, None) => String::new(),
+        }
+    }
+
+    /// How long the command ran.
+    pub(super) fn seconds(&self) -> f64 {
+        self.outcome.map_or(0.0, |outcome| outcome.resources.elapsed_seconds)
+    }
+}
+
 /// Where the record goes.
 #[derive(Debug)]
 pub(super) struct RecordFile {
@@ -115,14 +140,19 @@ impl RecordFile {
         file.map(|file| Self { file, replace: true }).map_err(refuse)
     }
 
-    pub(super) fn write(mut self, record: &Record<'_>) -> Result<(), Complaint> {
+    pub(super) fn write(self, record: &Record<'_>) -> Result<(), Complaint> {
         let text = serde_json::to_string(record).map_err(|error| Complaint::new("report", &error, None))?;
+        self.write_text(&format!("{text}\n"))
+    }
+
+    /// Something else than JSON.
+    pub(super) fn write_text(mut self, text: &str) -> Result<(), Complaint> {
         let emptied = match self.file.metadata() {
             Ok(metadata) if self.replace && metadata.is_file() => self.file.set_len(0),
             _ => Ok(()),
         };
         emptied
-            .and_then(|()| self.file.write_all(format!("{text}\n").as_bytes()))
+            .and_then(|()| self.file.write_all(text.as_bytes()))
             .map_err(|error| Complaint::new("report", &error, None).about("cannot write the report".to_owned()))
     }
 }

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use nix::sys::signal::{Signal, raise};
 
 use super::args::{Common, Format, Options};
+use super::ci::Voice;
 use super::launch;
 use super::output::{self, Complaint, note};
 use super::profiles::unknown_names;
@@ -57,10 +58,18 @@ fn run_guarded(common: &Common, options: &Options, profile: &Profile, policy: &P
     }
     let stdio = Stdio { stdin: None, stdout: thrown_away(options.no_stdout)?, stderr: thrown_away(options.no_stderr)? };
     let file = options.report.as_deref().map(RecordFile::open).transpose()?;
+    let voice = Voice::new(options.ci, options.junit.as_deref())?;
+    if let Some(voice) = &voice {
+        voice.begin()?;
+    }
     let started = SystemTime::now();
     let result = launch::run(policy, &mut plan, &stdio);
+    let record = || Record::new(profile, &plan, started, result.as_ref());
     if let Some(file) = file {
-        file.write(&Record::new(profile, &plan, started, result.as_ref()))?;
+        file.write(&record())?;
+    }
+    if let Some(voice) = voice {
+        voice.end(&record())?;
     }
     finish(result?, &plan, common)
 }

@@ -1,0 +1,220 @@
+//! What CI systems are told of a run, and the ways in which they start one.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use crate::support::*;
+
+/// A workspace below a home, which the caller owns.
+fn workspace(scratch: &Scratch, caller: Caller) -> (PathBuf, PathBuf) {
+    let home = scratch.folder("home", caller);
+    (home, scratch.folder("home/work", caller))
+}
+
+/// The program that is a shell, where every caller can execute it.
+fn shell(scratch: &Scratch, name: &str) -> PathBuf {
+    let built = std::env::var_os("SHANNOT_TEST_SH").unwrap_or_else(|| env!("CARGO_BIN_EXE_shannot-sh").into());
+    let copy = scratch.path().join(name);
+    fs::copy(built, &copy).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    copy
+}
+
+#[test]
+fn exit_codes_and_signals_are_faithful_through_each_entry() {
+    for caller in callers() {
+        let scratch = Scratch::new();
+        let (home, work) = workspace(&scratch, caller);
+        let sh = shell(&scratch, "shannot-sh");
+        let (home, runner) = (home.display().to_string(), scratch.folder("runner", caller));
+        let at = |mut run: Shannot| {
+            run.command.current_dir(&work).env("HOME", &home);
+            run
+        };
+        let step = (0..=255).step_by(if caller == Caller::Own { 1 } else { 37 });
+        for code in step {
+            let script = format!("exit {code}");
+            at(Shannot::through(caller, &sh, ["-c", &script])).output().expect_code(code);
+            if code % 16 == 0 {
+                at(Shannot::new(caller).args(["run", "-p", "ci", "--", "bash", "-c", &script]))
+                    .output()
+                    .expect_code(code);
+                let file = runner.join("script");
+                fs::write(&file, &script).unwrap();
+                at(Shannot::through(caller, &sh, ["-e".as_ref(), file.as_os_str()])).output().expect_code(code);
+                let gitlab =
+                    Shannot::new(caller).args(["ci", "gitlab", "run"]).args([file.as_os_str()]).args(["build_script"]);
+                let gitlab = at(gitlab).env("BUILD_FAILURE_EXIT_CODE", "71").env("SYSTEM_FAILURE_EXIT_CODE", "72");
+                let gitlab = gitlab.env("CUSTOM_ENV_CI_PROJECT_DIR", &work.display().to_string());
+                gitlab.output().expect_code(if code == 0 { 0 } else { 71 });
+                assert_eq!(fs::read_dir(&runner).unwrap().count(), 1);
+            }
+        }
+        for signal in ["TERM", "KILL", "SEGV"] {
+            let number =
+                [("TERM", 143), ("KILL", 137), ("SEGV", 139)].iter().find(|(name, _)| *name == signal).unwrap().1;
+            at(Shannot::through(caller, &sh, ["-c", &format!("kill -{signal} $$")])).output().expect_code(number);
+        }
+    }
+}
+
+#[test]
+fn a_failing_launcher_is_told_from_a_failing_job() {
+    for caller in callers() {
+        let scratch = Scratch::new();
+        let (home, work) = workspace(&scratch, caller);
+        let script = scratch.file("script", "exit 3");
+        let run = |profile: &str, stage: &str, script: &Path| {
+            let run = Shannot::new(caller)
+                .args(["-p", profile, "ci", "gitlab", "run"])
+                .args([script.as_os_str()])
+                .args([stage]);
+            let run = run.env("HOME", &home.display().to_string()).env("BUILD_FAILURE_EXIT_CODE", "71");
+            let run =
+                run.env("SYSTEM_FAILURE_EXIT_CODE", "72").env("CUSTOM_ENV_CI_PROJECT_DIR", &work.display().to_string());
+            run.output()
+        };
+        run("ci", "build_script", &script).expect_code(71);
+        run("nosuch", "build_script", &script).expect_code(72).expect_stderr("nosuch");
+        run("ci", "build_script", Path::new("/no/such/script")).expect_code(72);
+        // The runner's own stages are not a stranger's.
+        let own = scratch.file("own", format!("cat {}/secret; exit 0", home.display()));
+        fs::write(home.join("secret"), "runners").unwrap();
+        run("ci", "get_sources", &own).expect_code(0).expect_stdout("runners");
+        assert!(!run("ci", "step_script", &own).stdout.contains("runners"));
+        let config = Shannot::new(caller).args(["ci", "gitlab", "config"]).output().expect_code(0);
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&config.stdout).unwrap()["driver"]["name"], "shannot");
+        let prepare = |profile: &str| {
+            let prepare = Shannot::new(caller).args(["-p", profile, "ci", "gitlab", "prepare"]);
+            prepare.env("HOME", &home.display().to_string()).env("SYSTEM_FAILURE_EXIT_CODE", "72").output()
+        };
+        prepare("ci").expect_code(0).expect_stdout("rung namespaces");
+        prepare("nosuch").expect_code(72);
+        Shannot::new(caller).args(["ci", "gitlab", "cleanup"]).output().expect_code(0);
+    }
+}
+
+#[test]
+fn gitlabs_script_brings_no_token_into_the_job() {
+    for caller in callers() {
+        let scratch = Scratch::new();
+        let (home, work) = workspace(&scratch, caller);
+        // As the runner's bash writer makes it.
+        let text = r"#!/usr/bin/env bash
+set -eo pipefail
+: | eval $'export CI=$\'true\'\nexport CI_JOB_TOKEN=$\'glcbt-secret\'\nexport DEPLOY_PASSWORD=$\'hunter2-secret\'\nexport GREETING=$\'hello\'\necho $GREETING\nenv\ncat $0\n'
+exit 0
+";
+        let text = text.replace(": | eval", "eval");
+        let script = scratch.file("script", text);
+        let run = Shannot::new(caller).args(["ci", "gitlab", "run"]).args([script.as_os_str()]).args(["step_script"]);
+        let run =
+            run.env("HOME", &home.display().to_string()).env("CUSTOM_ENV_CI_PROJECT_DIR", &work.display().to_string());
+        own(scratch.path(), caller);
+        let result = run.env("CUSTOM_ENV_CI_JOB_TOKEN", "glcbt-secret").output().expect_code(0).expect_stdout("hello");
+        assert!(!result.stdout.contains("secret"), "{result:?}");
+    }
+}
+
+#[test]
+fn a_shells_profile_comes_from_the_runner_and_never_from_the_workspace() {
+    for caller in callers() {
+        let scratch = Scratch::new();
+        let (home, work) = workspace(&scratch, caller);
+        let sh = shell(&scratch, "shannot-sh");
+        let open = json!({"name": "open", "binds": [{"source": "/", "target": "/"}], "environment": {"PATH": "/usr/bin:/bin"}});
+        fs::write(work.join("open.json"), open.to_string()).unwrap();
+        symlink(work.join("open.json"), home.join("link.json")).unwrap();
+        let run = |profile: &str| {
+            let mut run = Shannot::through(caller, &sh, ["-c", "ls -A ~; echo done"]).env("SHANNOT_PROFILE", profile);
+            run.command.current_dir(&work).env("HOME", &home);
+            run.output()
+        };
+        for bad in [
+            "open.json",
+            "./open.json",
+            &work.join("open.json").display().to_string(),
+            &home.join("link.json").display().to_string(),
+        ] {
+            run(bad).expect_code(125).expect_stderr("lies in the workspace");
+        }
+        run("").expect_code(0).expect_stdout("work\ndone");
+        run("lint").expect_code(0).expect_stdout("done");
+        // SANDBOX_PROFILE is what people set for themselves, not for jobs.
+        let mut other = Shannot::through(caller, &sh, ["-c", "ls -A ~"]).env("SANDBOX_PROFILE", "host");
+        other.command.current_dir(&work).env("HOME", &home);
+        assert_eq!(other.output().expect_code(0).stdout, "work\n");
+    }
+}
+
+#[test]
+fn called_by_a_shells_name_it_is_that_shell() {
+    for caller in callers() {
+        let scratch = Scratch::new();
+        let (home, work) = workspace(&scratch, caller);
+        let bash = shell(&scratch, "bash");
+        let run = |words: &[&str]| {
+            let mut run = Shannot::through(caller, &bash, words);
+            run.command.current_dir(&work).env("HOME", &home);
+            run.command.env("PATH", format!("{}:/usr/bin:/bin", scratch.path().display()));
+            run
+        };
+        run(&["-c", "echo $BASH_VERSION; cat ~/../other"]).output().expect_stdout("5.");
+        let mut stdin = run(&["-s", "a"]).command;
+        let mut child = stdin.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"echo from $1; exit 9").unwrap();
+        let result = Result::new(child.wait_with_output().unwrap()).expect_code(9);
+        result.expect_stdout("from a");
+    }
+}
+
+#[test]
+fn reports_say_what_ran_and_how_it_ended() {
+    for caller in callers() {
+        let scratch = Scratch::new();
+        let (home, work) = workspace(&scratch, caller);
+        let out = scratch.folder("out", caller);
+        let run = |words: &[&str], script: &str| {
+            let mut run = Shannot::new(caller).args(["run", "-p", "ci"]).args(words).args(["--", "bash", "-c", script]);
+            run.command.current_dir(&work).env("HOME", &home).env("GITHUB_STEP_SUMMARY", out.join("summary.md"));
+            run
+        };
+        let junit = out.join("junit.xml").display().to_string();
+        run(&["--junit", &junit], "echo '<&\"'; exit 4").output().expect_code(4);
+        let xml = fs::read_to_string(&junit).unwrap();
+        for part in [
+            "failures=\"1\"",
+            "<failure type=\"exit\" message=\"exit code 4\"/>",
+            "&lt;&amp;&quot;",
+            "name=\"landlock-fs\"",
+        ] {
+            assert!(xml.contains(part), "no {part} in {xml}");
+        }
+        if tool("python3").is_some() {
+            let check = "import sys, xml.dom.minidom as m; m.parse(sys.argv[1])";
+            let checked = Shannot::through(Caller::Own, Path::new("/usr/bin/python3"), ["-c", check, &junit]);
+            checked.output().expect_code(0);
+        }
+        run(&["--junit", &junit], "true").output().expect_code(0);
+        assert!(fs::read_to_string(&junit).unwrap().contains("failures=\"0\" errors=\"0\""));
+        // The job's output is no command to the runner until it has ended.
+        let result = run(&["--ci", "github"], "printf '::error::from the job'; exit 5").output().expect_code(5);
+        let lines: Vec<&str> = result.stdout.lines().collect();
+        let token = lines[0].strip_prefix("::stop-commands::").unwrap();
+        assert_eq!(lines[1], "::error::from the job");
+        assert_eq!(lines[2], format!("::{token}::"));
+        assert!(lines[3].starts_with("::error title=bash (profile ci)::exit code 5"), "{result:?}");
+        assert!(fs::read_to_string(out.join("summary.md")).unwrap().contains("exit code 5"));
+        let again = run(&["--ci", "github"], "true").output().expect_code(0);
+        assert!(!again.stdout.contains(token) && !again.stdout.contains("::error"), "{again:?}");
+        let result = run(&["--ci", "auto"], "echo hi").env("GITLAB_CI", "true").output().expect_code(0);
+        assert!(result.stdout.contains("section_start:") && result.stdout.contains("section_end:"), "{result:?}");
+        assert_eq!(run(&["--ci", "auto"], "echo hi").output().expect_code(0).stdout, "hi\n");
+        // What a job could not start at all.
+        let result = run(&["--junit", &junit, "--chdir", "/no/such"], "true").output().expect_code(125);
+        assert!(fs::read_to_string(&junit).unwrap().contains("<error type=\"shannot\""), "{result:?}");
+    }
+}

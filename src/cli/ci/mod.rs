@@ -1,0 +1,88 @@
+//! How CI systems want to hear of a run: annotations, sections and summaries of theirs, and JUnit.
+
+mod executor;
+mod github;
+mod gitlab;
+mod junit;
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Write;
+
+use super::output::{self, Complaint};
+use super::record::{Record, RecordFile};
+use crate::report::Enforcement;
+
+pub(super) use executor::{Stage, gitlab as gitlab_executor};
+
+/// `--ci`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum System {
+    /// GitHub Actions, and what understands its commands (Gitea, Forgejo)
+    Github,
+    /// GitLab CI
+    Gitlab,
+    /// The one whose variables are set; none, if there are none
+    Auto,
+}
+
+/// What is said about a run besides the report.
+#[derive(Debug)]
+pub(super) struct Voice {
+    github: Option<github::Github>,
+    gitlab: bool,
+    junit: Option<RecordFile>,
+}
+
+impl Voice {
+    /// Opens what will be written to, before the command can touch it. `None`: nobody is to be told anything.
+    pub(super) fn new(system: Option<System>, junit: Option<&OsStr>) -> Result<Option<Self>, Complaint> {
+        let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| value == "true");
+        let system = match system {
+            Some(System::Auto) if is_set("GITHUB_ACTIONS") => Some(System::Github),
+            Some(System::Auto) if is_set("GITLAB_CI") => Some(System::Gitlab),
+            Some(System::Auto) => None,
+            system => system,
+        };
+        if system.is_none() && junit.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            github: (system == Some(System::Github)).then(github::Github::new).transpose()?,
+            gitlab: system == Some(System::Gitlab),
+            junit: junit.map(RecordFile::open).transpose()?,
+        }))
+    }
+
+    /// Before the command runs.
+    pub(super) fn begin(&self) -> Result<(), Complaint> {
+        if let Some(github) = &self.github {
+            output::result(&github.begin())?;
+        }
+        Ok(())
+    }
+
+    /// After it has ended, or could not be started.
+    pub(super) fn end(self, record: &Record<'_>) -> Result<(), Complaint> {
+        if let Some(github) = self.github {
+            output::result(&github.end(record)?)?;
+        }
+        if self.gitlab {
+            output::result(&gitlab::section(record))?;
+        }
+        match self.junit {
+            Some(file) => file.write_text(&junit::suite(record)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What was in force, a line a layer, for people.
+fn layers(record: &Record<'_>) -> Vec<(String, String)> {
+    let said = |state: &Enforcement| state.to_string();
+    record.effective.iter().map(|(layer, state)| (layer.to_string(), said(state))).collect()
+}
+
+fn append(mut file: &File, text: &str) -> std::io::Result<()> {
+    file.write_all(text.as_bytes())
+}
