@@ -4,13 +4,12 @@ mod explain;
 mod files;
 pub mod mountinfo;
 mod program;
+mod scratch;
 mod survey;
 mod trial;
 
-use std::collections::hash_map::RandomState;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::hash::{BuildHasher, Hasher};
 use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -114,7 +113,7 @@ impl Host {
     /// The same machine after trying what the kernel lets the caller make. Not for each run: the sandbox itself tries first.
     #[must_use]
     pub fn tried(self) -> Self {
-        Self { trial: Some(Trial::new(self.uid, self.gid)), scratch: probe_scratch(), ..self }
+        Self { trial: Some(Trial::new(self.uid, self.gid)), scratch: scratch::probe_scratch(), ..self }
     }
 
     /// Whether the caller is root outside of its user namespace too: the kernel counts no processes of that user's (kernel/fork.c,
@@ -187,23 +186,6 @@ fn probe_terminal() -> Option<Terminal> {
     };
     let [_, on_stdout, _] = is_terminal;
     Some(Terminal { descriptor, path: name(descriptor), stdout: on_stdout.then(|| name(1)).flatten() })
-}
-
-/// Where a private folder can be made: nobody else may rename or remove what the caller makes there.
-fn probe_scratch() -> Option<PathBuf> {
-    let chosen = std::env::var_os("TMPDIR").map(PathBuf::from).filter(|path| path.is_absolute());
-    let usual = ["/tmp", "/var/tmp", "/dev/shm", "/run"].map(PathBuf::from);
-    let own = PathBuf::from(format!("/run/user/{}", nix::unistd::geteuid()));
-    let is_safe = |folder: &Path| {
-        let shared = folder.metadata().map(|metadata| metadata.mode() & 0o1022).ok()?;
-        (survey::is_writable(folder) && (shared & 0o022 == 0 || shared & 0o1000 != 0))
-            .then(|| folder.canonicalize().ok())
-            .flatten()
-    };
-    let folder = chosen.into_iter().chain(usual).chain([own]).find_map(|folder| is_safe(&folder))?;
-    // Each of them has keys of its own, from the kernel's random numbers.
-    let name = RandomState::new().build_hasher().finish();
-    Some(folder.join(format!("shannot-{name:016x}")))
 }
 
 #[cfg(test)]
