@@ -22,7 +22,7 @@ use super::failure::{At, Fault, Stage};
 use super::message::Message;
 use super::prepare::Prepared;
 use super::resolve::open_real;
-use crate::plan::{CapabilityPlan, LandlockPlan, Plan, Rights, RuleObject};
+use crate::plan::{CapabilityPlan, LandlockPlan, Rights, RuleObject};
 use crate::sys;
 
 /// Proof that the capabilities are those of the plan, and that none can be gained.
@@ -161,7 +161,8 @@ pub(super) fn confine_signals(_: &Settled) -> Result<Scoped, Fault> {
 }
 
 /// Builds the Landlock ruleset. After pivot_root: a domain forbids mounts, and paths must be those inside.
-pub(super) fn ruleset(whole: &Plan, plan: &LandlockPlan) -> Result<RulesetCreated, Fault> {
+pub(super) fn ruleset(prepared: &Prepared<'_>, plan: &LandlockPlan) -> Result<RulesetCreated, Fault> {
+    let whole = prepared.plan;
     let abi = known_abi(plan.abi);
     let create = || {
         // Everything that the plan relies on must be handled: a kernel that can't is an error, not a smaller set.
@@ -182,11 +183,17 @@ pub(super) fn ruleset(whole: &Plan, plan: &LandlockPlan) -> Result<RulesetCreate
             rights &= AccessFs::from_file(abi);
         }
         let added = match &rule.object {
-            RuleObject::Path(path) if whole.in_place.is_some() => match open_real(path.as_path()) {
-                Ok(fd) => add_rule(ruleset, &fd, rights),
-                // Gone since the plan was made: there is nothing to allow.
-                Err(Errno::ENOENT) => continue,
-                Err(errno) => Err(errno),
+            RuleObject::Path(path) if whole.in_place.is_some() => match prepared.folder_at(path.as_path()) {
+                Some(folder) => {
+                    folder.check(path.as_path()).at(Stage::Scratch)?;
+                    add_rule(ruleset, folder, rights)
+                }
+                None => match open_real(path.as_path()) {
+                    Ok(fd) => add_rule(ruleset, &fd, rights),
+                    // Gone since the plan was made: there is nothing to allow.
+                    Err(Errno::ENOENT) => continue,
+                    Err(errno) => Err(errno),
+                },
             },
             RuleObject::Path(path) => open_planned(whole, path).and_then(|fd| add_rule(ruleset, &fd, rights)),
             RuleObject::Descriptor(number) => add_rule(ruleset, &sys::borrow_number(i32::from(*number)), rights),

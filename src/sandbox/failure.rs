@@ -306,7 +306,7 @@ impl Failure {
             (Stage::Mount, Errno::ENOTDIR | Errno::EISDIR) => {
                 "a file can't be bound on a directory, nor a directory on a file"
             }
-            (Stage::Source | Stage::Mount | Stage::LandlockRule, Errno::ESTALE) => {
+            (Stage::Source | Stage::Mount | Stage::LandlockRule | Stage::Scratch, Errno::ESTALE) => {
                 "it is another file than when the plan was made: it, or a link or folder on the way, was replaced meanwhile"
             }
             (Stage::Source, Errno::EPERM) => {

@@ -20,6 +20,7 @@ use super::failure::{At, Fault, Stage};
 use super::message::{Message, TERMINATE_ALL, has_ended};
 use super::prepare::Prepared;
 use super::rootfs;
+use super::scratch::Folder;
 use super::setup::{
     change_directory, die_with_supervisor, enter_second_user_namespace, find_command, limit_user_namespaces,
     loopback_up, map_ids, own_proc_directory, set_limits,
@@ -135,20 +136,22 @@ pub(super) fn take_standard_descriptors(prepared: &Prepared<'_>) -> Result<(), F
     Ok(())
 }
 
-/// What stays open while setting up: the channel, an image to execute, and what files are made from.
+/// What stays open while setting up: the channel, an image to execute, what files are made from, and what
+/// holds the private folder.
 pub(super) fn kept(prepared: &Prepared<'_>, channel: &OwnedFd) -> Vec<RawFd> {
     let image = prepared.image.map(|image| image.0.as_raw_fd());
     let data = prepared.plan.steps.iter().filter_map(|step| match step {
         Step::Data { fd, .. } => Some(*fd),
         _ => None,
     });
-    std::iter::once(channel.as_raw_fd()).chain(image).chain(data).collect()
+    let folder = prepared.folder.map(Folder::numbers).into_iter().flatten();
+    std::iter::once(channel.as_raw_fd()).chain(image).chain(data).chain(folder).collect()
 }
 
 /// Starts the command's process and comes back when it has executed the command.
 fn spawn(prepared: &Prepared<'_>, settled: &Settled, channel: &OwnedFd) -> Result<Pid, Fault> {
     let plan = prepared.plan;
-    let mut ruleset = plan.landlock.as_ref().map(|landlock| confine::ruleset(plan, landlock)).transpose()?;
+    let mut ruleset = plan.landlock.as_ref().map(|landlock| confine::ruleset(prepared, landlock)).transpose()?;
     let directory = change_directory(prepared)?;
     let path = find_command(prepared)?;
     let init = getpid();

@@ -2,7 +2,7 @@
 //! name of its own, so that who kills supervisor and init by group or by name leaves it; and when either of them is gone, it
 //! ends what is left.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -16,11 +16,12 @@ use nix::unistd::{Pid, getpid, setpgid};
 use super::confine::{self, Bounding, Settled};
 use super::descriptors::close_all_but;
 use super::failure::{At, Fault, Stage};
+use super::init;
 use super::message::has_ended;
 use super::prepare::Prepared;
+use super::scratch::{Folder, PATIENT};
 use super::setup::supervisor_is_gone;
 use super::tree::{self, Reach};
-use super::{init, scratch};
 use crate::sys;
 
 /// The child's side of the clone, without namespaces.
@@ -37,11 +38,11 @@ pub(super) fn run(prepared: &Prepared<'_>, channel: OwnedFd) -> ! {
             init::run_kept(prepared, &channel, (&settled, reach), keeper)
         }
         Ok((_, reach, children, sys::Side::Parent(init))) => {
-            let status = wait(init, &channel, &children);
+            let status = wait(prepared, init, &channel, &children);
             let ended = reach.end_all();
-            if let Some(scratch) = prepared.scratch()
+            if let Some(folder) = prepared.folder
                 && supervisor_is_gone(&channel) == Ok(true)
-                && scratch::remove(scratch).is_err()
+                && folder.remove(PATIENT).is_err()
             {
                 sys::exit_now(init::SETUP_FAILED);
             }
@@ -78,12 +79,14 @@ fn start(prepared: &Prepared<'_>, channel: &OwnedFd) -> Result<(Settled, Reach, 
 }
 
 /// Init's wait status; ECANCELED once the supervisor is gone or says no more, which is how it asks for the end of all.
-fn wait(init: Pid, channel: &OwnedFd, children: &SignalFd) -> nix::Result<i32> {
+fn wait(prepared: &Prepared<'_>, init: Pid, channel: &OwnedFd, children: &SignalFd) -> nix::Result<i32> {
     let hung_up = PollFlags::from_bits_retain(libc::POLLRDHUP);
     prctl::set_name(c"shannot-keeper")?;
     setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
     // The command's input and output are the command's alone.
-    close_all_but(0, &[channel.as_raw_fd(), children.as_raw_fd()])?;
+    let folder = prepared.folder.map(Folder::numbers).into_iter().flatten();
+    let kept: Vec<RawFd> = [channel.as_raw_fd(), children.as_raw_fd()].into_iter().chain(folder).collect();
+    close_all_but(0, &kept)?;
     loop {
         let mut fds = [PollFd::new(channel.as_fd(), hung_up), PollFd::new(children.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::NONE) {

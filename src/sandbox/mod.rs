@@ -14,6 +14,7 @@ mod init;
 mod keeper;
 mod message;
 mod prepare;
+mod removal;
 mod resolve;
 mod rootfs;
 mod scratch;

@@ -4,12 +4,13 @@ use std::cell::RefCell;
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::libc;
 
 use super::failure::Fault;
-use crate::plan::{Plan, Scratch, Step};
+use super::scratch::Folder;
+use crate::plan::{Plan, Step};
 use crate::seccomp::Flag;
 
 /// Standard descriptors of the command; `None` inherits the caller's.
@@ -39,6 +40,8 @@ pub(super) struct Prepared<'a> {
     pub(super) filters: Vec<(Vec<libc::sock_filter>, libc::c_ulong)>,
     pub(super) stdio: &'a Stdio,
     pub(super) image: Option<&'a Image>,
+    /// The private folder, where there is no root of its own.
+    pub(super) folder: Option<&'a Folder>,
     /// What goes to the supervisor besides a fault, in the child.
     told: RefCell<Told>,
 }
@@ -89,13 +92,15 @@ impl<'a> Prepared<'a> {
             filters: plan.filters.iter().map(filter).collect(),
             stdio,
             image,
+            folder: None,
             told: RefCell::default(),
         }
     }
 
-    /// The private folder, where there is no root of its own.
-    pub(super) fn scratch(&self) -> Option<&'a Scratch> {
-        self.plan.in_place.as_ref()?.scratch.as_ref()
+    /// The private folder, if that is its path.
+    pub(super) fn folder_at(&self, path: &Path) -> Option<&'a Folder> {
+        let planned = self.plan.in_place.as_ref()?.scratch.as_ref()?;
+        self.folder.filter(|_| planned.path == path)
     }
 
     /// Keeps what was found in a target's place.

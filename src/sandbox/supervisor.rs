@@ -21,8 +21,9 @@ use super::failure::{At, Failure, Fault, SandboxError, Stage};
 use super::gate::Gate;
 use super::message::{Message, TERMINATE_ALL};
 use super::prepare::{Image, Prepared, Stdio};
-use super::{init, keeper, scratch, tree};
-use crate::plan::{Namespaces, Plan, Scratch, Timeout};
+use super::scratch::{Folder, HASTY, PATIENT};
+use super::{init, keeper, tree};
+use crate::plan::{Namespaces, Plan, Timeout};
 use crate::report::{EndedBy, Ending, Outcome, Resources};
 use crate::sys;
 
@@ -53,12 +54,13 @@ pub fn run(plan: &Plan, stdio: &Stdio, image: Option<&Image>) -> Result<Outcome,
     if plan.in_place.is_some() {
         check_sockets(stdio).map_err(|fault| Failure::new(fault, plan))?;
     }
-    let prepared = Prepared::new(plan, stdio, image);
     let signals = Signals::take().map_err(|errno| Failure::supervise("take over signals", errno))?;
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
         .map_err(|errno| Failure::supervise("open the channel to init", errno))?;
     let terminal = SavedTerminal::save();
-    let mut place = Place::take(plan)?;
+    let place = Place::take(plan)?;
+    let mut prepared = Prepared::new(plan, stdio, image);
+    prepared.folder = place.folder.as_ref();
     let started = Instant::now();
     let init =
         match sys::clone_process(clone_flags(plan.in_place.is_none().then_some(plan.namespaces))).at(Stage::Clone) {
@@ -68,7 +70,7 @@ pub fn run(plan: &Plan, stdio: &Stdio, image: Option<&Image>) -> Result<Outcome,
             }
             Ok(sys::Side::Parent(pid)) => pid,
             Err(fault) => {
-                place.leave();
+                place.leave(PATIENT);
                 return Err(Failure::new(fault, plan).into());
             }
         };
@@ -90,7 +92,9 @@ pub fn run(plan: &Plan, stdio: &Stdio, image: Option<&Image>) -> Result<Outcome,
     if libc::WIFSIGNALED(waited.status) {
         place.end_orphans();
     }
-    watch.left_behind = !place.leave();
+    // Else it could not say that all have ended.
+    let patience = if waited.status == 0 { PATIENT } else { HASTY };
+    watch.left_behind = !place.leave(patience);
     match ended? {
         Ended::Failed(fault) => Err(Failure::new(fault, plan).into()),
         Ended::Lost if libc::WIFEXITED(waited.status) => Err(SandboxError::InitLost(waited.status)),
@@ -179,29 +183,28 @@ impl SavedTerminal {
 }
 
 /// What a run without namespaces takes of the host while it lasts.
-struct Place<'a> {
-    scratch: Option<&'a Scratch>,
-    /// Says that the private folder is in use.
-    lock: Option<scratch::Lock>,
+struct Place {
+    /// The private folder.
+    folder: Option<Folder>,
     /// This process's other children, and whether it was a subreaper.
     before: Option<(Vec<Pid>, bool)>,
 }
 
-impl<'a> Place<'a> {
-    fn take(plan: &'a Plan) -> Result<Self, Failure> {
-        let Some(in_place) = &plan.in_place else { return Ok(Self { scratch: None, lock: None, before: None }) };
+impl Place {
+    fn take(plan: &Plan) -> Result<Self, Failure> {
+        let Some(in_place) = &plan.in_place else { return Ok(Self { folder: None, before: None }) };
         let failed = |errno| Failure::new(Fault { stage: Stage::Subreaper, index: 0, errno }, plan);
         // Where processes can't be listed none of them will be found either: init is then the only one to end them.
         let before = tree::children().unwrap_or_default();
         let was_subreaper = prctl::get_child_subreaper().map_err(failed)?;
         prctl::set_child_subreaper(true).map_err(failed)?;
-        let mut place = Self { scratch: None, lock: None, before: Some((before, was_subreaper)) };
+        let mut place = Self { folder: None, before: Some((before, was_subreaper)) };
         if let Some(scratch) = &in_place.scratch {
-            match scratch::make(scratch) {
-                Ok(lock) => (place.scratch, place.lock) = (Some(scratch), Some(lock)),
+            match Folder::make(scratch) {
+                Ok(folder) => place.folder = Some(folder),
                 Err(errno) => {
                     // What is there is not ours.
-                    place.leave();
+                    place.leave(HASTY);
                     return Err(Failure::new(Fault { stage: Stage::Scratch, index: 0, errno }, plan));
                 }
             }
@@ -210,7 +213,7 @@ impl<'a> Place<'a> {
     }
 
     /// After somebody killed init, what it would have ended.
-    fn end_orphans(&mut self) {
+    fn end_orphans(&self) {
         if let Some((before, _)) = &self.before
             && tree::end_orphans(before).is_err()
         {
@@ -219,15 +222,13 @@ impl<'a> Place<'a> {
     }
 
     /// `false`: the private folder could not be removed.
-    fn leave(&mut self) -> bool {
+    fn leave(&self, patience: Duration) -> bool {
         if let Some((_, was_subreaper)) = self.before
             && prctl::set_child_subreaper(was_subreaper).is_err()
         {
             // The kernel has just let it be set.
         }
-        let removed = self.scratch.is_none_or(|scratch| scratch::remove(scratch).is_ok());
-        self.lock = None;
-        removed
+        self.folder.as_ref().is_none_or(|folder| folder.remove(patience).is_ok())
     }
 }
 
