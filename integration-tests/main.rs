@@ -31,6 +31,7 @@ mod layers;
 mod leftovers;
 mod network;
 mod plans;
+mod private_folder;
 mod privileges;
 mod processes;
 mod profiles;
