@@ -274,3 +274,43 @@ fn profiles_are_made_of_others() {
         }
     }
 }
+
+#[test]
+fn caches_are_kept_by_name_and_mode() {
+    for caller in callers() {
+        let job = Job::new(caller);
+        let run = |cache: &str, script: &str| job.sh(&["run", "-p", "ci", "--cache", cache], script);
+        run("npm,cargo", "echo 1 > ~/.npm/a; echo 2 > ~/.cargo/registry/b; ls -A ~/.cargo").expect_code(0);
+        let kept = job.home.join(".cache/shannot");
+        assert_eq!(fs::read_to_string(kept.join("npm/.npm/a")).unwrap(), "1\n");
+        use std::os::unix::fs::{MetadataExt, PermissionsExt};
+        let metadata = fs::metadata(kept.join("cargo/.cargo/registry")).unwrap();
+        let owner = if caller == Caller::Nobody { NOBODY } else { nix::unistd::geteuid().as_raw() };
+        assert_eq!((metadata.permissions().mode() & 0o777, metadata.uid()), (0o700, owner));
+        run("npm:ro", "cat ~/.npm/a; echo 3 > ~/.npm/c").expect_stdout("1").expect_stderr("Read-only");
+        run("npm:overlay", "cat ~/.npm/a; rm ~/.npm/a; echo 3 > ~/.npm/c; ls ~/.npm")
+            .expect_code(0)
+            .expect_stdout("1\nc");
+        run("npm:rw", "ls ~/.npm; mv ~/.npm ~/.other; rmdir ~/.npm").expect_stdout("a\n");
+        // Another job has none of it.
+        assert!(!job.sh(&["run", "-p", "ci"], "ls -A ~").stdout.contains(".npm"));
+        for bad in ["nmp", "npm:x", "", "npm,,"] {
+            job.run(&["run", "-p", "ci", "--cache", bad, "--", "true"])
+                .output()
+                .expect_code(125)
+                .expect_stderr("--cache");
+        }
+        let many: Vec<_> = (0..8)
+            .map(|index| {
+                let script = format!("for i in $(seq 50); do echo x > ~/.npm/f{index}-$i; done");
+                let mut run = job.run(&["run", "-p", "ci", "--cache", "npm", "--", "bash", "-c", &script]);
+                let child = run.command.spawn().unwrap();
+                (run, child)
+            })
+            .collect();
+        for (_run, mut child) in many {
+            assert_eq!(child.wait().unwrap().code(), Some(0));
+        }
+        assert_eq!(fs::read_dir(kept.join("npm/.npm")).unwrap().count(), 401);
+    }
+}

@@ -15,7 +15,7 @@ const SHIPPED: &[&str] = &[
 
 /// Refused with a sentence, or understood the same way again after an export.
 fn understand(text: &[u8]) {
-    let caller = Caller { home: Some("/home/x".into()), cwd: Some("/".into()), profile: None };
+    let caller = Caller { home: Some("/home/x".into()), cwd: Some("/".into()), profile: None, cache: None };
     let path = Path::new("/etc/shannot/x.json");
     match Profile::parse(text, path, &caller).and_then(|profile| profile.export(&caller)) {
         Err(error) => assert!(error.to_string().starts_with("cannot "), "{error}"),

@@ -131,7 +131,7 @@ fn host() -> Host {
 }
 
 fn plan(name: &str, host: &Host) -> Plan {
-    let caller = Caller { home: Some("/home/me".into()), cwd: host.cwd.clone(), profile: None };
+    let caller = Caller { home: Some("/home/me".into()), cwd: host.cwd.clone(), profile: None, cache: None };
     let text = std::fs::read(sources().join(format!("profiles/{name}.json"))).unwrap();
     let profile = Profile::parse(&text, Path::new("/etc/shannot/x.json"), &caller).unwrap();
     let mut policy = profile.policy(&Overrides::default(), &caller).unwrap();

@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 use shannot::profile::{Caller, Profile};
 
 fuzz_target!(|text: &[u8]| {
-    let caller = Caller { home: Some("/home/x".into()), cwd: Some("/".into()), profile: None };
+    let caller = Caller { home: Some("/home/x".into()), cwd: Some("/".into()), profile: None, cache: None };
     let path = Path::new("/etc/shannot/x.json");
     let Ok(profile) = Profile::parse(text, path, &caller) else { return };
     let Ok(exported) = profile.export(&caller) else { return };

@@ -120,6 +120,9 @@ pub(super) struct Options {
     /// Write into the workspace, keep changes beside it (see `shannot changes`), or change nothing
     #[arg(long, value_name = "rw|overlay|ro", help_heading = "Files")]
     pub(super) workspace_mode: Option<Mode>,
+    /// Keep caches of tools from run to run: cargo, npm, pip, go, …; behind a name :ro, or :overlay to throw away what is added
+    #[arg(long, value_name = "NAME[:ro|rw|overlay],…", help_heading = "Files")]
+    pub(super) cache: Vec<String>,
     /// Hand over a secret as the file /run/secrets/NAME
     #[arg(long, value_name = "NAME=fd:N|file:PATH", help_heading = "Files")]
     pub(super) secret: Vec<OsString>,
@@ -415,6 +418,7 @@ impl Options {
             hide: self.hide.clone(),
             workspace: self.workspace.clone(),
             workspace_mode: self.workspace_mode.map(WorkspaceMode::from),
+            caches: self.cache.clone(),
             secrets: Vec::new(),
             env: self.env.clone(),
             env_pass: self.env_pass.clone(),

@@ -121,9 +121,10 @@ mod tests {
 
     #[test]
     fn the_script_of_a_shell_is_its_first_operand() {
+        let script_of = super::script;
         let script = |line: &str| {
             let words: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
-            super::script(&words).map(|word| word.to_str().unwrap().to_owned())
+            script_of(&words).map(|word| word.to_str().unwrap().to_owned())
         };
         for line in [
             "x.sh a b",

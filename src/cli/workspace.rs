@@ -39,6 +39,13 @@ impl Guards {
     /// Makes what is missing.
     pub(super) fn make(policy: &Policy) -> Result<Self, Complaint> {
         let mut guards = Self::default();
+        for folder in &policy.folders {
+            // Not even another user may know what is cached.
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+            made.map_err(|error| {
+                Complaint::new("cache", &error, None).about(format!("cannot make {}", folder.display()))
+            })?;
+        }
         let workspace = policy.workspace.iter().filter(|workspace| !workspace.overlay);
         for folder in workspace.flat_map(|workspace| &workspace.guards) {
             let guard = Guard::make(folder).map_err(|error| {

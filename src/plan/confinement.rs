@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::ladder::{Choice, Rung};
 use super::{Plan, PlanError, Step, in_place};
 use crate::host::{Ability, Host, Landlock};
-use crate::policy::{LandlockMode, Limits, Network, Policy, SandboxPath};
+use crate::policy::{LandlockMode, Limits, Network, OverlayTop, Policy, SandboxPath};
 use crate::report::{Enforcement, Layer};
 
 /// First Landlock ABI that handles TCP (Linux 6.7).
@@ -111,6 +111,9 @@ fn landlock(plan: &Plan, policy: &Policy, host: &Host) -> Option<LandlockPlan> {
                 }
             }
             Step::Tmpfs { target, .. } | Step::Mqueue { target } => rules.push(rule(target, Rights::Write)),
+            Step::Overlay { target, top, .. } if *top != OverlayTop::Nothing => {
+                rules.push(rule(target, Rights::Write));
+            }
             Step::Proc { target, .. } => rules.push(rule(target, Rights::WriteFiles)),
             Step::Dev { target, .. } => {
                 rules.push(rule(target, Rights::Devices));

@@ -34,6 +34,8 @@ pub struct Policy {
     pub command_enforcement: CommandEnforcement,
     /// Operations on the new root, in order.
     pub fs: Vec<FsOp>,
+    /// Folders of the host's that must be there before: caches, which are made for the caller alone.
+    pub folders: Vec<PathBuf>,
     /// The command's environment.
     pub environment: Environment,
     /// Where the command starts.
@@ -89,6 +91,7 @@ impl Policy {
             allowed_commands: Vec::new(),
             command_enforcement: CommandEnforcement::Kernel,
             fs: Vec::new(),
+            folders: Vec::new(),
             environment: Environment::default(),
             workdir: Workdir::Caller,
             workspace: None,

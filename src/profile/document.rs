@@ -63,6 +63,9 @@ pub struct Document {
     /// The folder that the command works on, shown where it is on the host.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_object")]
     pub workspace: Option<WorkspaceEntry>,
+    /// Caches that are kept from run to run, by name, with `:ro` or `:overlay` behind it or not: cargo, npm, pip, go, …
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub caches: Vec<String>,
     /// The directory to start in; `.` is the caller's, shown read-only where a tmpfs would cover it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,

@@ -34,14 +34,19 @@ pub struct Caller {
     pub cwd: Option<PathBuf>,
     /// `$SANDBOX_PROFILE` or its alias `$SHANNOT_PROFILE`.
     pub profile: Option<OsString>,
+    /// Where caches are kept: `$XDG_CACHE_HOME`, or `.cache` in the home.
+    pub cache: Option<PathBuf>,
 }
 
 impl Caller {
     /// Of this process.
     pub fn current() -> Self {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        let folder = |name| variable(name).map(PathBuf::from).filter(|folder| folder.is_absolute());
+        let home = folder("HOME").or_else(home_in_passwd);
         Self {
-            home: variable("HOME").map(PathBuf::from).filter(|home| home.is_absolute()).or_else(home_in_passwd),
+            cache: folder("XDG_CACHE_HOME").or_else(|| Some(home.as_ref()?.join(".cache"))),
+            home,
             cwd: std::env::current_dir().ok().filter(|cwd| cwd.is_absolute()),
             profile: variable("SANDBOX_PROFILE").or_else(|| variable("SHANNOT_PROFILE")),
         }

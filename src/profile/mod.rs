@@ -1,6 +1,7 @@
 //! Shannot's profiles: the JSON schema, where profiles are found, and what they mean as a [`Policy`]. The only room
 //! that reads the caller's configuration; it knows nothing of the host and runs nothing.
 
+mod cache;
 mod compose;
 mod document;
 mod error;

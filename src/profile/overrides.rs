@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::document::{LimitsEntry, NetworkKey, WorkspaceEntry, WorkspaceMode};
 use super::error::ProfileError;
 use super::lower::{self, Lowered};
-use super::{Caller, filters};
+use super::{Caller, cache, filters};
 use crate::policy::{Access, Backend, FsOp, Placement, Policy, SandboxPath, Workdir};
 
 /// Options of `shannot run`, as typed.
@@ -27,6 +27,8 @@ pub struct Overrides {
     pub workspace: Option<OsString>,
     /// `--workspace-mode`.
     pub workspace_mode: Option<WorkspaceMode>,
+    /// `--cache`.
+    pub caches: Vec<String>,
     /// `--secret`: the name, and a descriptor that the secret can be read from.
     pub secrets: Vec<(String, RawFd)>,
     /// `--env K[=V]`.
@@ -82,6 +84,12 @@ impl Overrides {
         for path in &self.hide {
             hidden.push(inside("--hide", path, caller)?);
         }
+        let home = policy.environment.set.get(OsStr::new("HOME")).map(PathBuf::from);
+        let home = home.or_else(|| caller.home.clone()).unwrap_or_default();
+        let (folders, ops) =
+            cache::caches(&self.caches, &home, caller).map_err(|reason| refuse("--cache", reason, None))?;
+        policy.folders.extend(folders);
+        policy.fs.extend(ops);
         let (shown, others) = self.binds(&hidden, caller)?;
         policy.fs.extend(others);
         policy.fs.extend(hidden.into_iter().map(|target| FsOp::Hide { target }));

@@ -14,7 +14,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use super::classic;
 use super::failure::{At, Fault, Stage};
 use super::resolve::Node;
-use super::rootfs::{NewRoot, PATH_ONLY, TMPFS_FLAGS, mount_on};
+use super::rootfs::{NewRoot, PATH_ONLY, mount_on, tmpfs_flags};
 use crate::plan::{Attributes, Step};
 use crate::policy::{OverlayTop, Placement, SandboxPath};
 use crate::sys;
@@ -148,7 +148,7 @@ impl NewRoot<'_> {
         }
         options.push_str(&format!("lowerdir={},userxattr", lower.join(":")));
         let to = self.place(index, target, Node::Directory, None)?.fd;
-        mount_on(&to, "overlay", TMPFS_FLAGS, Some(&options)).at_index(Stage::Mount, index)
+        mount_on(&to, "overlay", tmpfs_flags(self.plan), Some(&options)).at_index(Stage::Mount, index)
     }
 
     fn scratch_directory(&mut self, index: usize) -> Result<OwnedFd, Fault> {

@@ -1,0 +1,72 @@
+//! Caches of tools, by name: folders of the caller's that jobs share, each where its tool looks for it.
+
+use std::path::{Path, PathBuf};
+
+use super::load::Caller;
+use crate::policy::{Access, FsOp, OverlayTop, SandboxPath};
+use crate::seccomp::nearest;
+
+/// What each tool keeps, below its home.
+const KNOWN: &[(&str, &[&str])] = &[
+    ("bundler", &[".bundle/cache"]),
+    ("cargo", &[".cargo/registry", ".cargo/git"]),
+    ("ccache", &[".cache/ccache"]),
+    ("composer", &[".cache/composer"]),
+    ("go", &["go/pkg/mod", ".cache/go-build"]),
+    ("gradle", &[".gradle/caches"]),
+    ("maven", &[".m2/repository"]),
+    ("npm", &[".npm"]),
+    ("pip", &[".cache/pip"]),
+    ("pnpm", &[".local/share/pnpm/store"]),
+    ("poetry", &[".cache/pypoetry"]),
+    ("sccache", &[".cache/sccache"]),
+    ("uv", &[".cache/uv"]),
+    ("yarn", &[".cache/yarn"]),
+];
+
+#[derive(Debug, Clone, Copy)]
+enum Mode {
+    /// Nothing is changed.
+    Ro,
+    /// What a job adds is there for the next.
+    Rw,
+    /// What a job adds is gone with it.
+    Overlay,
+}
+
+/// The folders of the host's, which must be there, and the operations that show them in this home.
+pub(super) fn caches(words: &[String], home: &Path, caller: &Caller) -> Result<(Vec<PathBuf>, Vec<FsOp>), String> {
+    let (mut folders, mut ops) = (Vec::new(), Vec::new());
+    if words.is_empty() {
+        return Ok((folders, ops));
+    }
+    let kept = caller.cache.as_ref().ok_or("there is no place for caches: neither HOME nor XDG_CACHE_HOME is set")?;
+    for word in words.iter().flat_map(|words| words.split(',')) {
+        let (name, mode) = match word.split_once(':') {
+            None | Some((_, "rw")) => (word.trim_end_matches(":rw"), Mode::Rw),
+            Some((name, "ro")) => (name, Mode::Ro),
+            Some((name, "overlay")) => (name, Mode::Overlay),
+            Some((_, mode)) => return Err(format!("{mode:?} is none of ro, rw and overlay")),
+        };
+        let Some((_, below)) = KNOWN.iter().find(|(known, _)| *known == name) else {
+            let known = || KNOWN.iter().map(|(name, _)| *name);
+            let hint = nearest(name, known()).map(|name| format!("; did you mean {name:?}?")).unwrap_or_default();
+            let known: Vec<&str> = known().collect();
+            return Err(format!("{name:?} is no cache that is known ({}){hint}", known.join(", ")));
+        };
+        for path in *below {
+            let source = kept.join("shannot").join(name).join(path);
+            let target = SandboxPath::new(home.join(path)).map_err(|error| error.to_string())?;
+            let bind = |access| FsOp::Bind { source: source.clone(), target: target.clone(), access, optional: false };
+            ops.push(match mode {
+                Mode::Ro => bind(Access::ReadOnly),
+                Mode::Rw => bind(Access::ReadWrite),
+                Mode::Overlay => {
+                    FsOp::Overlay { sources: vec![source.clone()], top: OverlayTop::Tmpfs, target: target.clone() }
+                }
+            });
+            folders.push(source);
+        }
+    }
+    Ok((folders, ops))
+}
