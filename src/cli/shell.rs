@@ -121,10 +121,9 @@ mod tests {
 
     #[test]
     fn the_script_of_a_shell_is_its_first_operand() {
-        let script_of = super::script;
-        let script = |line: &str| {
+        let operand = |line: &str| {
             let words: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
-            script_of(&words).map(|word| word.to_str().unwrap().to_owned())
+            script(&words).map(|word| word.to_str().unwrap().to_owned())
         };
         for line in [
             "x.sh a b",
@@ -136,10 +135,10 @@ mod tests {
             "--rcfile y x.sh",
             "+e x.sh",
         ] {
-            assert_eq!(script(line).as_deref(), Some("x.sh"), "{line}");
+            assert_eq!(operand(line).as_deref(), Some("x.sh"), "{line}");
         }
         for line in ["-c x.sh", "-ec x.sh", "-euo pipefail -c x.sh", "-s x.sh", "", "-", "-e"] {
-            assert_eq!(script(line), None, "{line}");
+            assert_eq!(operand(line), None, "{line}");
         }
     }
 }
