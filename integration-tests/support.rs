@@ -243,14 +243,8 @@ pub fn sh(caller: Caller, profile: &Value, script: &str) -> Result {
     Shannot::new(caller).profile(profile).args(["run", "sh", "-c", script]).output()
 }
 
-/// A Python program under a profile: for system calls that no command makes. `call(nr, …)` gives errno's name or "ok".
-pub fn python(caller: Caller, profile: &Value, program: &str) -> Option<Result> {
-    python_with(caller, profile, &["run"], program)
-}
-
-/// The same under options of its own.
-pub fn python_with(caller: Caller, profile: &Value, run: &[&str], program: &str) -> Option<Result> {
-    const PRELUDE: &str = "\
+/// Before a Python program: `call(nr, …)` gives errno's name or "ok".
+pub const PRELUDE: &str = "\
 import ctypes, errno, os, sys, socket, struct, fcntl, mmap
 libc = ctypes.CDLL(None, use_errno=True)
 def call(nr, *args):
@@ -264,6 +258,14 @@ def attempt(f, *args):
     except OSError as e:
         return errno.errorcode[e.errno]
 ";
+
+/// A Python program under a profile: for system calls that no command makes. `call(nr, …)` gives errno's name or "ok".
+pub fn python(caller: Caller, profile: &Value, program: &str) -> Option<Result> {
+    python_with(caller, profile, &["run"], program)
+}
+
+/// The same under options of its own.
+pub fn python_with(caller: Caller, profile: &Value, run: &[&str], program: &str) -> Option<Result> {
     tool("python3")?;
     let program = format!("{PRELUDE}{program}");
     Some(Shannot::new(caller).profile(profile).args(run).args(["--", "/usr/bin/python3", "-c", &program]).output())

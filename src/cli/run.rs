@@ -1,6 +1,6 @@
 //! `shannot run`, and the bare form: profile, options, plan, sandbox, exit code.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -16,7 +16,7 @@ use super::profiles::unknown_names;
 use super::record::{Record, RecordFile};
 use super::shell;
 use super::workspace::{Guards, Secrets};
-use crate::plan::Plan;
+use crate::plan::{Plan, is_denied};
 use crate::policy::Policy;
 use crate::profile::{Caller, Overrides, Profile};
 use crate::report::Outcome;
@@ -43,8 +43,7 @@ pub(super) fn run(common: &Common, options: &Options, command: Vec<OsString>) ->
 
 /// What the profile never passes on is not passed on because somebody asks for it by name.
 fn check_variables(options: &Options, policy: &Policy) -> Result<(), Complaint> {
-    let is_denied = |name: &OsStr| policy.environment.deny.iter().any(|pattern| sys::fnmatch(pattern, name));
-    match options.env.iter().find(|word| !word.as_bytes().contains(&b'=') && is_denied(word)) {
+    match options.env.iter().find(|word| !word.as_bytes().contains(&b'=') && is_denied(&policy.environment, word)) {
         Some(name) => Err(Complaint::plain("environment", format!("cannot pass {name:?} on: the profile never does"))
             .with_hint("--secret NAME=fd:N|file:PATH hands a secret over as a file; --env NAME=VALUE sets a variable")),
         None => Ok(()),

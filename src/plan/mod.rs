@@ -245,7 +245,8 @@ impl Plan {
                 kill_after: policy.limits.kill_after.unwrap_or(Limits::DEFAULT_KILL_AFTER),
             }),
             new_keyring: true,
-            new_session: policy.new_session,
+            // Without a pid namespace it could join other process groups of the caller's session, and lead the terminal to stop them.
+            new_session: policy.new_session || choice.rung == Rung::Landlock,
             mount_api: host.mount_api,
             expected: Effective::new(),
             bubblewrap,
@@ -350,6 +351,13 @@ fn argv(policy: &Policy) -> Vec<OsString> {
     argv
 }
 
+/// Whether no pattern passes a variable on. Tokens are written in small letters too.
+pub fn is_denied(environment: &policy::Environment, name: &OsStr) -> bool {
+    let upper = name.to_ascii_uppercase();
+    let matches = |pattern: &String| sys::fnmatch(pattern, name) || sys::fnmatch(&pattern.to_ascii_uppercase(), &upper);
+    environment.deny.iter().any(matches)
+}
+
 /// The command's environment: what is passed from the caller's, then what the policy sets.
 fn environment(policy: &Policy, host: &Host) -> Vec<(OsString, OsString)> {
     let wanted = &policy.environment;
@@ -357,11 +365,10 @@ fn environment(policy: &Policy, host: &Host) -> Vec<(OsString, OsString)> {
         return bubblewrap::environment(wanted, host);
     }
     let passes = |name: &OsStr| wanted.inherit || wanted.pass.iter().any(|pattern| sys::fnmatch(pattern, name));
-    let denies = |name: &OsStr| wanted.deny.iter().any(|pattern| sys::fnmatch(pattern, name));
     let mut variables: BTreeMap<&OsStr, &OsStr> = host
         .environment
         .iter()
-        .filter(|(name, _)| !wanted.unset.contains(name) && passes(name) && !denies(name))
+        .filter(|(name, _)| !wanted.unset.contains(name) && passes(name) && !is_denied(wanted, name))
         .map(|(name, value)| (name.as_os_str(), value.as_os_str()))
         .collect();
     variables.extend(wanted.set.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str())));

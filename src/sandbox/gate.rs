@@ -1,12 +1,15 @@
 //! The gate, in the supervisor: a filter asks about calls before they happen (seccomp_unotify(2)). Under `exec_once` about each
 //! execve, of which the first is the command's own and no other goes on. Under an allowlist without noexec mounts about each
-//! mapping that is executable, as mmap(2) would see to there: only the allowed files and their libraries may be mapped so.
+//! mapping that is or becomes executable, as the kernel would see to there: only the allowed files and their libraries may be
+//! mapped so, and the stack may not.
 //!
 //! A descriptor can mean another file by the time that the call goes on, but only by another thread of the same program. One
 //! that runs such code has no use for a library any more.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -16,6 +19,7 @@ use nix::sys::stat::stat;
 
 use crate::host::Identity;
 use crate::plan::{Mappings, Plan};
+use crate::seccomp;
 use crate::sys::{self, Question};
 
 #[derive(Debug)]
@@ -56,7 +60,8 @@ impl<'a> Gate<'a> {
             return if is_first { Ok(()) } else { Err(Errno::EACCES) };
         }
         // As the kernel says it of a noexec mount.
-        let is_allowed = self.mappings.is_some_and(|mappings| may_be_mapped(mappings, question));
+        let may = if seccomp::Gate::is_protection(question.nr) { may_be_protected } else { may_be_mapped };
+        let is_allowed = self.mappings.is_some_and(|mappings| may(mappings, question));
         if is_allowed { Ok(()) } else { Err(Errno::EPERM) }
     }
 }
@@ -71,4 +76,62 @@ fn may_be_mapped(mappings: &Mappings, question: &Question) -> bool {
     let identity = Identity { device: file.st_dev, inode: file.st_ino };
     mappings.files.contains(&identity)
         || fs::read_link(link).is_ok_and(|path| mappings.folders.iter().any(|folder| path.starts_with(folder)))
+}
+
+/// Whether all that mprotect(2) is about is memory without a file, and no stack, or of those files. A loader makes its relocations
+/// this way, with whatever protection a library's headers say in the end.
+fn may_be_protected(mappings: &Mappings, question: &Question) -> bool {
+    let [start, length, ..] = question.args;
+    let Some(end) = start.checked_add(length) else { return false };
+    let Ok(maps) = fs::read(format!("/proc/{}/maps", question.pid)) else { return false };
+    let lines = maps.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(Mapped::parse).all(|mapped| match mapped {
+        Some(mapped) if mapped.end <= start || end <= mapped.start => true,
+        Some(mapped) if mapped.identity.inode == 0 => mapped.name != b"[stack]",
+        Some(mapped) => {
+            let path = Path::new(OsStr::from_bytes(mapped.name));
+            mappings.files.contains(&mapped.identity) || mappings.folders.iter().any(|folder| path.starts_with(folder))
+        }
+        None => false,
+    })
+}
+
+/// A line of proc_pid_maps(5).
+struct Mapped<'a> {
+    start: u64,
+    end: u64,
+    identity: Identity,
+    name: &'a [u8],
+}
+
+impl<'a> Mapped<'a> {
+    fn parse(line: &'a [u8]) -> Option<Self> {
+        // Blanks stand before the name, and may be in it.
+        let mut fields = line.splitn(6, |byte| *byte == b' ');
+        let mut next = || std::str::from_utf8(fields.next()?).ok();
+        let (start, end) = next()?.split_once('-')?;
+        let (major, minor) = next().and_then(|_| next()).and_then(|_| next())?.split_once(':')?;
+        let inode = next()?.parse().ok()?;
+        let name = fields.next().unwrap_or_default();
+        let hexadecimal = |text| u64::from_str_radix(text, 16).ok();
+        let device = libc::makedev(u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?);
+        let identity = Identity { device, inode };
+        Some(Self { start: hexadecimal(start)?, end: hexadecimal(end)?, identity, name: name.trim_ascii_start() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_of_the_kernels_is_read() {
+        let maps = fs::read("/proc/self/maps").unwrap();
+        let lines = maps.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        let mapped: Vec<Mapped<'_>> = lines.map(|line| Mapped::parse(line).unwrap()).collect();
+        assert!(mapped.iter().any(|mapped| mapped.name == b"[stack]" && mapped.identity.inode == 0));
+        let own = stat(Path::new("/proc/self/exe")).unwrap();
+        let own = Identity { device: own.st_dev, inode: own.st_ino };
+        assert!(mapped.iter().any(|mapped| mapped.identity == own && mapped.start < mapped.end));
+    }
 }

@@ -35,7 +35,7 @@ pub(super) const SETUP_FAILED: i32 = 125;
 
 /// The child's side of the clone.
 pub(super) fn run(prepared: &Prepared<'_>, channel: &OwnedFd) -> ! {
-    finish(start(prepared, channel), &Reach::Namespace, channel)
+    finish(start(prepared, channel), &Reach::Namespace, channel, None)
 }
 
 /// The same in the host's own tree, below a keeper.
@@ -45,12 +45,29 @@ pub(super) fn run_kept(
     (settled, reach): (&Settled, Reach),
     keeper: Pid,
 ) -> ! {
-    finish(start_kept(prepared, settled, channel, keeper), &reach, channel)
+    let watched = watch(keeper).and_then(|watched| Ok((watched, narrower(reach, settled)?)));
+    match watched {
+        Ok((watched, reach)) => finish(start_kept(prepared, settled, channel), &reach, channel, Some(&watched)),
+        Err(fault) => fail(fault, channel),
+    }
 }
 
-fn finish(started: Result<Pid, Fault>, reach: &Reach, channel: &OwnedFd) -> ! {
+/// Without the keeper.
+fn narrower(reach: Reach, settled: &Settled) -> Result<Reach, Fault> {
+    match reach {
+        Reach::Domain(_) => confine::confine_signals(settled).map(Reach::Domain),
+        reach => Ok(reach),
+    }
+}
+
+fn finish(started: Result<Pid, Fault>, reach: &Reach, channel: &OwnedFd, keeper: Option<&OwnedFd>) -> ! {
     match started {
-        Ok(command) => sys::exit_now(reap(command, channel, reach)),
+        Ok(command) => {
+            let status = reap(command, channel, reach, keeper);
+            // A keeper does it again. Init does it in case that there is none any more.
+            let ended = reach.end_all();
+            sys::exit_now(if ended.is_ok() { status } else { SETUP_FAILED })
+        }
         Err(fault) => fail(fault, channel),
     }
 }
@@ -100,9 +117,14 @@ fn start(prepared: &Prepared<'_>, channel: &OwnedFd) -> Result<Pid, Fault> {
     spawn(prepared, &settled, channel)
 }
 
+/// The keeper, of which a descriptor says when it has ended. Not by a signal at its death: init ends the others first.
+fn watch(keeper: Pid) -> Result<OwnedFd, Fault> {
+    let watched = sys::pidfd_open(keeper).at(Stage::DieWithParent)?;
+    if getppid() == keeper { Ok(watched) } else { Err(Errno::ESRCH).at(Stage::DieWithParent) }
+}
+
 /// What the keeper has not done already.
-fn start_kept(prepared: &Prepared<'_>, settled: &Settled, channel: &OwnedFd, keeper: Pid) -> Result<Pid, Fault> {
-    die_with_parent(keeper)?;
+fn start_kept(prepared: &Prepared<'_>, settled: &Settled, channel: &OwnedFd) -> Result<Pid, Fault> {
     // Orphans come here, where all are signalled.
     prctl::set_child_subreaper(true).at(Stage::Subreaper)?;
     start_session(prepared.plan)?;
@@ -190,7 +212,7 @@ fn become_command(
     confine::exec(&confined, prepared, path, directory)
 }
 
-/// Without a pid namespace the keeper's death would leave init alive, and init's the command.
+/// Without a pid namespace init's death would leave the command alive.
 fn die_with_parent(parent: Pid) -> Result<(), Fault> {
     prctl::set_pdeathsig(Signal::SIGKILL).at(Stage::DieWithParent)?;
     if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH).at(Stage::DieWithParent) }
@@ -204,7 +226,7 @@ fn reset_signals() -> Result<(), Fault> {
 }
 
 /// Waits: for children, for the supervisor's word, for its death. Returns the status to exit with.
-fn reap(command: Pid, channel: &OwnedFd, reach: &Reach) -> i32 {
+fn reap(command: Pid, channel: &OwnedFd, reach: &Reach, keeper: Option<&OwnedFd>) -> i32 {
     let mut signals = SigSet::from_iter(PASSED_ON.iter().copied());
     signals.add(Signal::SIGCHLD);
     // Blocked since before the clone, so none is lost.
@@ -212,15 +234,21 @@ fn reap(command: Pid, channel: &OwnedFd, reach: &Reach) -> i32 {
         return SETUP_FAILED;
     };
     // The command's input and output are the command's alone: whoever reads them must see it close them.
-    if close_all_but(0, &[channel.as_raw_fd(), signal_fd.as_raw_fd()]).is_err() {
+    let watched = keeper.map(AsRawFd::as_raw_fd);
+    let kept: Vec<RawFd> = [channel.as_raw_fd(), signal_fd.as_raw_fd()].into_iter().chain(watched).collect();
+    if close_all_but(0, &kept).is_err() {
         return SETUP_FAILED;
     }
     // Signals that the terminal or a caller sent to the whole process group: the command has them already.
     let mut had_by_group = SigSet::empty();
     let mut patience = PollTimeout::try_from(LONG_COMMAND).unwrap_or(PollTimeout::NONE);
     loop {
-        let mut fds =
-            [PollFd::new(channel.as_fd(), PollFlags::POLLIN), PollFd::new(signal_fd.as_fd(), PollFlags::POLLIN)];
+        let mut fds = [
+            PollFd::new(channel.as_fd(), PollFlags::POLLIN),
+            PollFd::new(signal_fd.as_fd(), PollFlags::POLLIN),
+            // The channel a second time stands for one that is not there.
+            PollFd::new(keeper.unwrap_or(channel).as_fd(), PollFlags::POLLIN),
+        ];
         match poll(&mut fds, patience) {
             Ok(0) => {
                 sys::release_code();
@@ -229,6 +257,9 @@ fn reap(command: Pid, channel: &OwnedFd, reach: &Reach) -> i32 {
             Ok(_) | Err(Errno::EINTR) => {}
             // Without poll the supervisor's death would not be seen: end, and all with us.
             Err(_) => return SETUP_FAILED,
+        }
+        if keeper.is_some() && fds.last().and_then(PollFd::any) == Some(true) {
+            return SETUP_FAILED;
         }
         while let Ok(Some(info)) = signal_fd.read_signal() {
             let signal = i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());

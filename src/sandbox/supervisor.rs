@@ -149,6 +149,9 @@ impl Signals {
         let passed_on = SigSet::from_iter(PASSED_ON.iter().copied());
         let mut blocked = passed_on;
         blocked.add(Signal::SIGCHLD);
+        // The command may lead the terminal to stop its whole process group, and a clock that is stopped ends nothing.
+        blocked.add(Signal::SIGTTIN);
+        blocked.add(Signal::SIGTTOU);
         let mut before = SigSet::empty();
         sigprocmask(SigmaskHow::SIG_BLOCK, Some(&blocked), Some(&mut before))?;
         let fd = SignalFd::with_flags(&passed_on, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;

@@ -17,7 +17,7 @@ use crate::sys;
 pub(super) enum Reach {
     /// The pid namespace that this process is the first of; it ends with this process.
     Namespace,
-    /// The Landlock domain that this process is in, with the command below it, and nobody else who minds SIGTERM.
+    /// The Landlock domain that this process is in, with the command below it.
     Domain(Scoped),
     /// Nothing: each descendant is signalled for itself. Orphans become children of this process, which is a subreaper.
     Descendants,

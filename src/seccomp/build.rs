@@ -96,6 +96,10 @@ const UNNAMED: &[&str] = &[
 /// The one that goes with an allowlist.
 const NO_MEMORY_FILES: &str = "no-memory-files";
 
+/// What a refusal with conditions leaves.
+const ALL_OTHERS: &str = r#"{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [
+    {"names": NAMES, "action": "SCMP_ACT_ALLOW", "args": [{"index": 2, "value": 0, "op": "SCMP_CMP_GE"}]}]}"#;
+
 /// A kernel that has everything: presets don't depend on its version.
 const KERNEL: (u32, u32) = (u32::MAX, 0);
 
@@ -117,8 +121,24 @@ fn main() -> Result<(), Box<dyn Error>> {
         // As short as JSON can be: it is in the binary for other architectures and for reading.
         writeln!(code, "static {name}_JSON: &str = {:?};", serde_json::to_string(&document)?)?;
         // One filter instead of two behind an allowlist: what is not allowed gets the presets' default, ENOSYS.
-        for names in document.syscalls.iter_mut().flatten().filter_map(|rule| rule.names.as_mut()) {
-            names.retain(|name| name != "memfd_create");
+        let more = std::fs::read_to_string(sources.join("presets").join(format!("{NO_MEMORY_FILES}.json")))?;
+        let more = oci::Document::parse(more.as_bytes()).map_err(|error| format!("{NO_MEMORY_FILES}.json: {error}"))?;
+        for mut rule in more.syscalls.into_iter().flatten() {
+            let refused = rule.names.clone().unwrap_or_default();
+            let mut were_allowed = Vec::new();
+            let allowing = document.syscalls.iter_mut().flatten().filter(|rule| rule.action == oci::ActionName::Allow);
+            for names in allowing.filter_map(|rule| rule.names.as_mut()) {
+                were_allowed.extend(names.extract_if(.., |name| refused.contains(name)));
+            }
+            if rule.args.as_ref().is_some_and(|args| !args.is_empty()) {
+                let others = ALL_OTHERS.replace("NAMES", &serde_json::to_string(&were_allowed)?);
+                let others = oci::Document::parse(others.as_bytes())?;
+                rule.names = Some(were_allowed);
+                document
+                    .syscalls
+                    .get_or_insert_default()
+                    .extend(std::iter::once(rule).chain(others.syscalls.into_iter().flatten()));
+            }
         }
         code.push_str(&program(
             &format!("{name}_{}", NO_MEMORY_FILES.to_uppercase().replace('-', "_")),

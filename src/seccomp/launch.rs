@@ -21,15 +21,36 @@ const FOREIGN: &[(Abi, [u32; 2])] = if cfg!(target_arch = "x86_64") {
     &[]
 };
 
-/// The call that maps a file, and personality, of each interface.
-const MAPPING: &[(Abi, [u32; 2])] = if cfg!(target_arch = "x86_64") {
-    &[(Abi::NATIVE, NATIVE_MAPPING), (Abi::X86, [192, 136]), (Abi::X32, [9 | X32_BIT, 135 | X32_BIT])]
-} else if cfg!(target_arch = "aarch64") {
-    &[(Abi::NATIVE, NATIVE_MAPPING), (Abi::Arm, [192, 136])]
-} else {
-    &[(Abi::NATIVE, NATIVE_MAPPING)]
+/// Calls of an interface that make memory executable.
+struct Mapping {
+    abi: Abi,
+    mmap: u32,
+    personality: u32,
+    mprotect: [u32; 2],
+}
+
+const NATIVE_MAPPING: Mapping = Mapping {
+    abi: Abi::NATIVE,
+    mmap: number(nix::libc::SYS_mmap),
+    personality: number(nix::libc::SYS_personality),
+    mprotect: [number(nix::libc::SYS_mprotect), number(nix::libc::SYS_pkey_mprotect)],
 };
-const NATIVE_MAPPING: [u32; 2] = [number(nix::libc::SYS_mmap), number(nix::libc::SYS_personality)];
+const MAPPING: &[Mapping] = if cfg!(target_arch = "x86_64") {
+    &[
+        NATIVE_MAPPING,
+        Mapping { abi: Abi::X86, mmap: 192, personality: 136, mprotect: [125, 380] },
+        Mapping {
+            abi: Abi::X32,
+            mmap: 9 | X32_BIT,
+            personality: 135 | X32_BIT,
+            mprotect: [10 | X32_BIT, 329 | X32_BIT],
+        },
+    ]
+} else if cfg!(target_arch = "aarch64") {
+    &[NATIVE_MAPPING, Mapping { abi: Abi::Arm, mmap: 192, personality: 136, mprotect: [125, 394] }]
+} else {
+    &[NATIVE_MAPPING]
+};
 /// The old mmap of i386, whose arguments lie in memory. No C library calls it.
 const OLD_MMAP: Option<(Abi, u32)> = if cfg!(target_arch = "x86_64") { Some((Abi::X86, 90)) } else { None };
 
@@ -47,8 +68,16 @@ const fn low_half(argument: u32) -> u32 {
 pub struct Gate {
     /// Each execve and execveat of the native interface; those of foreign ones are refused.
     pub launches: bool,
-    /// Each mmap(2) of a file that makes it executable. READ_IMPLIES_EXEC (personality(2)) is refused.
+    /// Each mmap(2) of a file that makes it executable, and each mprotect(2) that does so with what is mapped.
+    /// READ_IMPLIES_EXEC (personality(2)) is refused.
     pub mappings: bool,
+}
+
+impl Gate {
+    /// Whether a call that a gate asked about is mprotect or pkey_mprotect: address, length, protection.
+    pub fn is_protection(nr: i32) -> bool {
+        MAPPING.iter().any(|mapping| mapping.mprotect.contains(&nr.cast_unsigned()))
+    }
 }
 
 impl Program {
@@ -107,8 +136,9 @@ impl Program {
             }
         }
         if asks.mappings {
-            for (abi, [mmap, personality]) in MAPPING {
+            for Mapping { abi, mmap, personality, mprotect } in MAPPING {
                 instructions.extend(for_executable_mappings(*abi, *mmap));
+                instructions.extend(for_executable_protection(*abi, *mprotect));
                 instructions.extend(for_implied_execution(*abi, *personality));
             }
             instructions.extend(OLD_MMAP.iter().flat_map(|(abi, nr)| for_calls(*abi, [*nr; 2], Action::Errno(1))));
@@ -131,9 +161,11 @@ fn for_calls(abi: Abi, [one, other]: [u32; 2], action: Action) -> [Instruction; 
     [load(ARCH), unless(abi.audit_arch(), 4), load(NR), when(one, 1), unless(other, 1), verdict(action)]
 }
 
+/// mmap(2).
+const PROT_EXEC: u32 = 4;
+
 /// Asks about mmap(2) with PROT_EXEC and without MAP_ANONYMOUS; goes on behind it for all others.
 fn for_executable_mappings(abi: Abi, mmap: u32) -> [Instruction; 9] {
-    const PROT_EXEC: u32 = 4;
     const MAP_ANONYMOUS: u32 = 0x20;
     [
         load(ARCH),
@@ -144,6 +176,20 @@ fn for_executable_mappings(abi: Abi, mmap: u32) -> [Instruction; 9] {
         when_set(PROT_EXEC, 0, 3),
         load(low_half(3)),
         when_set(MAP_ANONYMOUS, 1, 0),
+        verdict(Action::Notify),
+    ]
+}
+
+/// Asks about mprotect(2) and pkey_mprotect(2) with PROT_EXEC.
+fn for_executable_protection(abi: Abi, [plain, with_key]: [u32; 2]) -> [Instruction; 8] {
+    [
+        load(ARCH),
+        unless(abi.audit_arch(), 6),
+        load(NR),
+        when(plain, 1),
+        unless(with_key, 3),
+        load(low_half(2)),
+        when_set(PROT_EXEC, 0, 1),
         verdict(Action::Notify),
     ]
 }

@@ -431,6 +431,13 @@ fn the_mapping_gate_asks_about_files_that_become_executable() {
         ] {
             assert_eq!(run(mmap, [0, 4096, prot, flags, 3, 0]), verdict, "{abi:?} {prot:#x} {flags:#x}");
         }
+        for (prot, verdict) in [(7, Action::Notify), (0xffff_ffff_0000_0004, Action::Notify), (3, Action::Allow)] {
+            for name in ["mprotect", "pkey_mprotect"] {
+                assert_eq!(run(name, [0, 4096, prot, 0, 0, 0]), verdict, "{abi:?} {name} {prot:#x}");
+                assert!(Gate::is_protection(abi.number(name).unwrap().cast_signed()));
+            }
+            assert!(!Gate::is_protection(abi.number(mmap).unwrap().cast_signed()));
+        }
         for (persona, verdict) in [
             (0x0040_0000, Action::Errno(1)),
             (0x0044_0000, Action::Errno(1)),

@@ -207,6 +207,12 @@ fn behind_an_allowlist_a_preset_refuses_memory_files_and_nothing_else_changes() 
             let expected = if name == "memfd_create" { Action::Errno(38) } else { program.run(&call) };
             assert_eq!(variant.run(&call), expected, "{preset}: {name}");
         }
+        // The stack, which a loader makes executable where a library asks for it.
+        for (prot, expected) in [(0x0100_0007, Action::Errno(13)), (0x0100_0003, Action::Allow), (7, Action::Allow)] {
+            let nr = Abi::NATIVE.number("mprotect").unwrap();
+            let call = Call { nr, arch: NATIVE, args: [0, 0, prot, 0, 0, 0], ..Call::default() };
+            assert_eq!(variant.run(&call), expected, "{preset} {prot:#x}");
+        }
     }
     assert_eq!(without_memory_files(&program(&[RET_ALLOW]).unwrap()), None);
 }

@@ -15,8 +15,8 @@ use serde_json::json;
 use crate::cli::args::{Common, Options};
 use crate::cli::output::{self, Complaint};
 use crate::cli::{launch, run};
+use crate::plan::is_denied;
 use crate::profile::{Caller, Overrides};
-use crate::sys;
 
 /// The runner hands its exit codes over, so that a job that failed is told from a machine that did.
 const BUILD_FAILURE: &str = "BUILD_FAILURE_EXIT_CODE";
@@ -113,8 +113,8 @@ fn in_sandbox(common: &Common, script: &Path) -> Result<u8, Complaint> {
     let text = fs::read_to_string(script).map_err(|error| failed("cannot read the runner's script", &error))?;
     let common = with_default(common);
     let caller = Caller::current();
-    let deny = common.profile(&caller)?.policy(&Overrides::default(), &caller)?.environment.deny;
-    let text = without_secrets(&text, |name| deny.iter().any(|pattern| sys::fnmatch(pattern, name.as_ref())));
+    let environment = common.profile(&caller)?.policy(&Overrides::default(), &caller)?.environment;
+    let text = without_secrets(&text, |name| is_denied(&environment, name.as_ref()));
     let cleaned = std::env::temp_dir().join(format!("shannot-script-{}", std::process::id()));
     let mut file = File::options()
         .write(true)

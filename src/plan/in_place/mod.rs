@@ -199,7 +199,10 @@ impl Decision<'_> {
             }
         }
         let mut rules = rules.rules;
-        rules.extend(terminal_rule(self.host, plan.new_session));
+        rules.extend(terminal_rule(self.host, self.policy.new_session));
+        if self.host.terminal.is_some() && !self.policy.new_session {
+            self.lost.push("job control: the command is in a session of its own".to_owned());
+        }
         let abi = self.host.landlock.abi();
         Ok(LandlockPlan {
             abi,
