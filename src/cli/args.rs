@@ -171,9 +171,18 @@ pub(super) struct Options {
     /// Processes and threads
     #[arg(long, value_name = "N", help_heading = "Limits")]
     pub(super) pids: Option<u64>,
-    /// CPUs used at once
+    /// CPUs used at once (2, 1.5)
     #[arg(long, value_name = "N", help_heading = "Limits")]
-    pub(super) cpus: Option<u32>,
+    pub(super) cpus: Option<String>,
+    /// Size that one file may grow to (100M)
+    #[arg(long, value_name = "SIZE", help_heading = "Limits")]
+    pub(super) file_size: Option<String>,
+    /// Descriptors that one process may have open
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    pub(super) open_files: Option<u64>,
+    /// Size of all tmpfs together (64M)
+    #[arg(long, value_name = "SIZE", help_heading = "Limits")]
+    pub(super) tmpfs_size: Option<String>,
     /// Print what would be done, and do nothing
     #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text", help_heading = "Output")]
     pub(super) dry_run: Option<Format>,
@@ -437,8 +446,10 @@ impl Options {
                 kill_after: text(&self.kill_after),
                 memory: text(&self.memory),
                 pids: self.pids,
-                cpus: self.cpus,
-                ..LimitsEntry::default()
+                cpus: text(&self.cpus),
+                file_size: text(&self.file_size),
+                open_files: self.open_files,
+                tmpfs_size: text(&self.tmpfs_size),
             },
             backend: Some(self.backend.into()),
             require: self.require.clone(),

@@ -1,5 +1,6 @@
 //! Resource limits and the way people write them.
 
+use std::fmt;
 use std::time::Duration;
 
 /// Resource limits. `None` sets nothing.
@@ -14,7 +15,7 @@ pub struct Limits {
     /// Processes and threads.
     pub pids: Option<u64>,
     /// CPUs that may be used at once.
-    pub cpus: Option<u32>,
+    pub cpus: Option<Cpus>,
     /// Bytes that one file may grow to.
     pub file_size: Option<u64>,
     /// Descriptors that one process may have open.
@@ -26,6 +27,47 @@ pub struct Limits {
 impl Limits {
     /// Grace between SIGTERM and SIGKILL when none is given.
     pub const DEFAULT_KILL_AFTER: Duration = Duration::from_secs(10);
+
+    /// Whether there is a limit that a cgroup would hold better than anything else.
+    pub fn want_cgroup(&self) -> bool {
+        self.memory.is_some() || self.pids.is_some() || self.cpus.is_some()
+    }
+}
+
+/// A number of CPUs, in thousandths: 1.5 is half of the time of a second one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cpus(u32);
+
+impl Cpus {
+    /// The least that the scheduler can hold: a millisecond of each tenth of a second (kernel/sched/core.c, min_cfs_quota_period).
+    const LEAST: u32 = 10;
+
+    /// So many thousandths; `None` for what is too little.
+    pub fn from_thousandths(thousandths: u32) -> Option<Self> {
+        (thousandths >= Self::LEAST).then_some(Self(thousandths))
+    }
+
+    /// In thousandths.
+    pub fn thousandths(self) -> u32 {
+        self.0
+    }
+
+    /// Whole CPUs that are enough for it.
+    pub fn whole(self) -> u32 {
+        self.0.div_ceil(1000)
+    }
+
+    /// Whether no part of one is asked for.
+    pub fn is_whole(self) -> bool {
+        self.0.is_multiple_of(1000)
+    }
+}
+
+impl fmt::Display for Cpus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = format!("{}.{:03}", self.0 / 1000, self.0 % 1000);
+        f.write_str(text.trim_end_matches('0').trim_end_matches('.'))
+    }
 }
 
 /// Why a limit can't be read.
@@ -34,6 +76,9 @@ pub enum LimitsError {
     /// Not a size.
     #[error("{0:?} is not a size; write a number of bytes, or one with K, M, G or T (powers of 1024)")]
     Size(String),
+    /// Not a number of CPUs.
+    #[error("{0:?} is not a number of CPUs; write one from 0.01 up, with at most three decimals, such as 2 or \"1.5\"")]
+    Cpus(String),
     /// Not a duration.
     #[error("{0:?} is not a duration; write seconds, or a number with ms, s, m, h or d, such as \"90s\" or \"1h 30m\"")]
     Duration(String),
@@ -75,6 +120,22 @@ pub fn parse_duration(text: &str) -> Result<Duration, LimitsError> {
     if duration.is_zero() { Err(refuse()) } else { Ok(duration) }
 }
 
+/// A number of CPUs: `2`, `1.5`, `0.25`.
+///
+/// # Errors
+/// [`LimitsError::Cpus`] for anything else, and for less than 0.01.
+pub fn parse_cpus(text: &str) -> Result<Cpus, LimitsError> {
+    let refuse = || LimitsError::Cpus(text.to_owned());
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+    let are_digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !are_digits(whole) || !are_digits(part) || part.len() > 3 {
+        return Err(refuse());
+    }
+    let whole = whole.parse::<u32>().ok().and_then(|whole| whole.checked_mul(1000)).ok_or_else(refuse)?;
+    let part: u32 = format!("{part:0<3}").parse().map_err(|_| refuse())?;
+    whole.checked_add(part).and_then(Cpus::from_thousandths).ok_or_else(refuse)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,6 +147,19 @@ mod tests {
         assert_eq!(parse_size("64 KiB"), Ok(64 << 10));
         for bad in ["", "G", "-1", "1X", "0", "1.5G", "99999999999T"] {
             assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn cpus_are_thousandths() {
+        for (text, thousandths, whole, shown) in
+            [("2", 2000, 2, "2"), ("1.5", 1500, 2, "1.5"), ("0.25", 250, 1, "0.25"), ("1.0", 1000, 1, "1")]
+        {
+            let cpus = parse_cpus(text).unwrap();
+            assert_eq!((cpus.thousandths(), cpus.whole(), cpus.to_string().as_str()), (thousandths, whole, shown));
+        }
+        for bad in ["", "0", "0.001", "-1", "+1", "1.", ".5", "1.2345", "1,5", "1e3", "4294968", "x"] {
+            assert!(parse_cpus(bad).is_err(), "{bad}");
         }
     }
 

@@ -16,7 +16,7 @@ use crate::report::Layer;
 use crate::seccomp::Filter;
 
 pub use bubblewrap::{Bubblewrap, CapabilityEdit, CapabilityName, Handed};
-pub use limits::{Limits, LimitsError, parse_duration, parse_size};
+pub use limits::{Cpus, Limits, LimitsError, parse_cpus, parse_duration, parse_size};
 pub use path::{PathError, SandboxPath};
 
 /// Everything that a run was asked to be.

@@ -247,9 +247,9 @@ pub struct LimitsEntry {
     /// Processes and threads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pids: Option<u64>,
-    /// CPUs that may be used at once.
+    /// CPUs that may be used at once: `2`, `1.5`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpus: Option<u32>,
+    pub cpus: Option<Quantity>,
     /// Size that one file may grow to: bytes, or `100M`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file_size: Option<Quantity>,

@@ -8,8 +8,8 @@ use super::document::{Document, EnforcementKey, LandlockKey, LimitsEntry, Networ
 use super::error::ProfileError;
 use super::{Caller, Profile};
 use crate::policy::{
-    Access, CommandEnforcement, FsOp, LandlockMode, Limits, Network, Policy, SandboxPath, Workdir, parse_duration,
-    parse_size,
+    Access, CommandEnforcement, FsOp, LandlockMode, Limits, Network, Policy, SandboxPath, Workdir, parse_cpus,
+    parse_duration, parse_size,
 };
 use crate::report::Layer;
 use crate::seccomp::nearest;
@@ -186,8 +186,8 @@ pub(super) fn limits(entry: &LimitsEntry, limits: &mut Limits) -> Result<(), (&'
     limits.kill_after = time("kill_after", &entry.kill_after)?.or(limits.kill_after);
     limits.memory = size("memory", &entry.memory)?.or(limits.memory);
     limits.pids = count("pids", entry.pids)?.or(limits.pids);
-    count("cpus", entry.cpus.map(u64::from))?;
-    limits.cpus = entry.cpus.or(limits.cpus);
+    let cpus = entry.cpus.as_ref().map(|quantity| parse_cpus(&quantity.to_string())).transpose();
+    limits.cpus = cpus.map_err(|error| ("cpus", error.to_string()))?.or(limits.cpus);
     limits.file_size = size("file_size", &entry.file_size)?.or(limits.file_size);
     limits.open_files = count("open_files", entry.open_files)?.or(limits.open_files);
     limits.tmpfs_size = size("tmpfs_size", &entry.tmpfs_size)?.or(limits.tmpfs_size);
