@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::args::{Common, Doctor};
 use super::output::{self, Complaint};
-use crate::host::{Ability, Cause, Cgroups, Host, Survey, apparmor_profile, why_refused};
+use crate::host::{Ability, Cause, CgroupVersion, Cgroups, Controller, Host, Survey, apparmor_profile, why_refused};
 use crate::plan::{InPlace, Plan, Rung};
 use crate::profile::{Caller, Overrides};
 use crate::report::{Effective, Enforcement};
@@ -44,6 +44,8 @@ enum Verdict {
 struct Diagnosis {
     version: &'static str,
     survey: Survey,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cgroups: Option<Cgroups>,
     findings: Vec<Finding>,
     profile: Verdict,
 }
@@ -60,7 +62,7 @@ pub(super) fn doctor(common: &Common, options: &Doctor) -> Result<u8, Complaint>
     let profile = common.profile(&caller)?;
     let mut policy = profile.policy(&Overrides::default(), &caller)?;
     policy.backend = options.backend.into();
-    let host = Host::probe().tried();
+    let host = Host::probe().with_cgroups(&Controller::ALL).tried();
     let name = profile.name().to_owned();
     let verdict = match Plan::new(&policy, &host) {
         Ok(plan) => Verdict::Runs {
@@ -74,7 +76,8 @@ pub(super) fn doctor(common: &Common, options: &Doctor) -> Result<u8, Complaint>
     let survey = Survey::new();
     let findings = findings(&host, &survey);
     let refused = matches!(verdict, Verdict::Refused { .. });
-    let diagnosis = Diagnosis { version: env!("CARGO_PKG_VERSION"), survey, findings, profile: verdict };
+    let cgroups = host.cgroups.clone();
+    let diagnosis = Diagnosis { version: env!("CARGO_PKG_VERSION"), survey, cgroups, findings, profile: verdict };
     if options.json {
         output::result_json(&diagnosis)?;
     } else {
@@ -115,7 +118,7 @@ fn findings(host: &Host, survey: &Survey) -> Vec<Finding> {
             cure: None,
         }),
     });
-    findings.push(cgroups(&survey.cgroups));
+    findings.extend(host.cgroups.as_ref().map(cgroups));
     findings
 }
 
@@ -144,32 +147,33 @@ fn landlock(host: &Host) -> Finding {
 }
 
 fn cgroups(cgroups: &Cgroups) -> Finding {
-    let what = "limits of a whole sandbox (cgroups)";
-    let rlimits = |cause: String, cure: Option<&str>| Some(Cause { cause, cure: cure.map(str::to_owned) });
-    match cgroups {
-        Cgroups::V2 { path, writable: true, controllers } => {
-            let found = format!("version 2, {} is ours: {}", path.display(), controllers.join(" "));
-            Finding { what, ok: true, found: Some(found), cause: None }
-        }
-        Cgroups::V2 { path, writable: false, .. } => {
-            let cause = format!("cgroup {} belongs to others; rlimits hold for each process", path.display());
-            let cure = "systemd-run --user --scope -p Delegate=yes shannot …";
-            Finding { what, ok: false, found: Some("version 2".to_owned()), cause: rlimits(cause, Some(cure)) }
-        }
-        Cgroups::V1 { writable } => {
-            let cause = "cgroups of version 1 belong to root; rlimits hold for each process".to_owned();
-            let cause = if *writable { None } else { rlimits(cause, None) };
-            Finding { what, ok: *writable, found: Some("version 1".to_owned()), cause }
-        }
-        Cgroups::None => {
-            let cause = "no cgroup file system is mounted; rlimits hold for each process".to_owned();
-            Finding {
-                what,
-                ok: false,
-                found: None,
-                cause: rlimits(cause, Some("mount -t cgroup2 none /sys/fs/cgroup")),
-            }
-        }
+    let place = |controller: Controller| {
+        let wanted = [controller];
+        let best = |version| cgroups.best(version, &wanted);
+        best(CgroupVersion::V2).or_else(|| best(CgroupVersion::V1))
+    };
+    let (given, missing): (Vec<Controller>, Vec<Controller>) =
+        Controller::ALL.into_iter().partition(|controller| place(*controller).is_some());
+    let says = |controller: &Controller| {
+        let place = place(*controller)?;
+        let version = match place.version {
+            CgroupVersion::V1 => 1,
+            CgroupVersion::V2 => 2,
+        };
+        Some(format!("{} by version {version} in {}", controller.name(), place.folder.display()))
+    };
+    let found: Vec<String> = given.iter().filter_map(says).collect();
+    // One cause is mostly that of all.
+    let cause = missing.first().map(|controller| {
+        let names: Vec<&str> = missing.iter().map(|controller| controller.name()).collect();
+        let Cause { cause, cure } = cgroups.why_not(*controller);
+        Cause { cause: format!("no {}: {cause}; rlimits and affinity stand in", names.join(", ")), cure }
+    });
+    Finding {
+        what: "limits of a whole sandbox (cgroups)",
+        ok: missing.is_empty(),
+        found: (!found.is_empty()).then(|| found.join(", ")),
+        cause,
     }
 }
 

@@ -3,21 +3,30 @@
 
 use super::output::{Complaint, note};
 use crate::host::Host;
-use crate::plan::{Plan, PlanError};
+use crate::plan::{Plan, PlanError, wanted_controllers};
 use crate::policy::{Backend, Policy};
 use crate::report::Outcome;
 use crate::sandbox::{self, SandboxError, Stdio};
 
+fn probe(policy: &Policy) -> Host {
+    let host = Host::probe();
+    // Nobody else pays for it.
+    match wanted_controllers(&policy.limits) {
+        wanted if wanted.is_empty() => host,
+        wanted => host.with_cgroups(&wanted),
+    }
+}
+
 /// The host as far as a plan for this policy has to know it before anything was refused.
 pub(super) fn host(policy: &Policy, verbose: bool) -> Host {
-    let host = Host::probe();
+    let host = probe(policy);
     // Where there is nothing to try first, or the plan is talked about before it is carried out.
     if verbose || policy.backend == Backend::Landlock { host.tried() } else { host }
 }
 
 /// The plan that this host will hold, for those who only look at it.
 pub(super) fn plan(policy: &Policy) -> Result<Plan, PlanError> {
-    Plan::new(policy, &Host::probe().tried())
+    Plan::new(policy, &probe(policy).tried())
 }
 
 /// Carries a plan out. Where the host refuses what it took to work, `plan` becomes the one of what there is.

@@ -19,7 +19,7 @@ pub struct Cause {
 }
 
 impl Cause {
-    fn new(cause: impl Into<String>, cure: impl Into<String>) -> Self {
+    pub(super) fn new(cause: impl Into<String>, cure: impl Into<String>) -> Self {
         Self { cause: cause.into(), cure: Some(cure.into()) }
     }
 }

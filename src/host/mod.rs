@@ -1,5 +1,6 @@
 //! Facts about this machine and this caller, found by trying. No decision is made here; `plan` makes them.
 
+mod cgroups;
 mod explain;
 mod files;
 pub mod mountinfo;
@@ -10,6 +11,7 @@ mod trial;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -19,10 +21,11 @@ use nix::sys::stat::fstat;
 
 use crate::sys;
 
+pub use cgroups::{Ceiling, CgroupPlace, CgroupRefusal, CgroupVersion, Cgroups, Controller};
 pub use explain::{Cause, apparmor_profile, why_refused};
 pub use files::{Files, Found, Identity, Kind, LocalFiles, open_without_links};
 pub use program::{Elf, Program, parse_program};
-pub use survey::{Cgroups, Survey};
+pub use survey::Survey;
 pub use trial::{Ability, Ground, Trial};
 
 /// What the machine and the caller are.
@@ -45,6 +48,8 @@ pub struct Host {
     pub terminal: Option<Terminal>,
     /// What came of trying to make namespaces and mounts. None: that was not tried, and is taken to work.
     pub trial: Option<Trial>,
+    /// Where cgroups can be made. None: that was not tried, since nothing is to be limited.
+    pub cgroups: Option<Cgroups>,
     /// A path that does not exist, in a folder where the caller may make it; looked for when trying.
     pub scratch: Option<PathBuf>,
     /// The host's files.
@@ -105,6 +110,7 @@ impl Host {
             mount_api: sys::has_mount_api(),
             terminal: probe_terminal(),
             trial: None,
+            cgroups: None,
             scratch: None,
             files: Box::new(LocalFiles::default()),
         }
@@ -114,6 +120,12 @@ impl Host {
     #[must_use]
     pub fn tried(self) -> Self {
         Self { trial: Some(Trial::new(self.uid, self.gid)), scratch: scratch::probe_scratch(), ..self }
+    }
+
+    /// The same machine after trying where cgroups can be made that limit this.
+    #[must_use]
+    pub fn with_cgroups(self, wanted: &[Controller]) -> Self {
+        Self { cgroups: Some(Cgroups::try_here(wanted)), ..self }
     }
 
     /// Whether the caller is root outside of its user namespace too: the kernel counts no processes of that user's (kernel/fork.c,
@@ -140,6 +152,7 @@ impl fmt::Debug for Host {
             .field("mount_api", &self.mount_api)
             .field("terminal", &self.terminal)
             .field("trial", &self.trial)
+            .field("cgroups", &self.cgroups)
             .finish_non_exhaustive()
     }
 }
@@ -186,6 +199,11 @@ fn probe_terminal() -> Option<Terminal> {
     };
     let [_, on_stdout, _] = is_terminal;
     Some(Terminal { descriptor, path: name(descriptor), stdout: on_stdout.then(|| name(1)).flatten() })
+}
+
+/// A name that nobody else has: each of these hashers has keys of its own, from the kernel's random numbers.
+fn private_name() -> String {
+    format!("shannot-{:016x}", RandomState::new().build_hasher().finish())
 }
 
 #[cfg(test)]

@@ -30,6 +30,8 @@ const CONTROLS: &[&[u8]] = &[
 /// A mount.
 #[derive(Debug)]
 pub struct Entry<'a> {
+    /// What of the file system is mounted there: a path in it.
+    pub root: PathBuf,
     /// Where it is, seen from the root of the process that asked.
     pub point: PathBuf,
     /// Flags of the mount. Those that the host set are locked in a user namespace, so a remount must repeat them.
@@ -38,6 +40,8 @@ pub struct Entry<'a> {
     pub device: u64,
     /// The type of file system.
     pub kind: &'a [u8],
+    /// Options of the file system: for cgroup v1 its controllers.
+    pub super_options: &'a [u8],
 }
 
 impl Entry<'_> {
@@ -52,14 +56,18 @@ pub fn entries(table: &[u8]) -> impl Iterator<Item = Entry<'_>> {
     table.split(|byte| *byte == b'\n').filter_map(parse)
 }
 
-/// A line: the third field is the device, the fifth the mount point, the sixth its options. Behind a dash comes the type.
+/// A line: the third field is the device, then come the root, the mount point and its options. Behind a dash come type,
+/// source, and the options of the file system.
 fn parse(line: &[u8]) -> Option<Entry<'_>> {
     let mut fields = line.split(|byte| *byte == b' ');
     let (major, minor) = std::str::from_utf8(fields.nth(2)?).ok()?.split_once(':')?;
     let device = libc::makedev(major.parse().ok()?, minor.parse().ok()?);
-    let point = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
+    let root = PathBuf::from(OsString::from_vec(unescape(fields.next()?)));
+    let point = PathBuf::from(OsString::from_vec(unescape(fields.next()?)));
     let options = std::str::from_utf8(fields.next()?).ok()?;
-    let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+    let mut behind = fields.skip_while(|field| *field != b"-");
+    let kind = behind.nth(1)?;
+    let super_options = behind.nth(1).unwrap_or_default();
     let flags = options.split(',').filter_map(|option| {
         Some(match option {
             "ro" => MsFlags::MS_RDONLY,
@@ -72,7 +80,7 @@ fn parse(line: &[u8]) -> Option<Entry<'_>> {
             _ => return None,
         })
     });
-    Some(Entry { point, flags: flags.collect(), device, kind })
+    Some(Entry { root, point, flags: flags.collect(), device, kind, super_options })
 }
 
 /// Blanks, tabs, newlines and backslashes are octal.
@@ -109,6 +117,7 @@ mod tests {
         assert_eq!(entry.point, Path::new("/mnt 2"));
         assert_eq!(entry.flags, MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC | MsFlags::MS_RELATIME);
         assert_eq!((entry.device, entry.kind), (libc::makedev(98, 1), b"ext3".as_slice()));
+        assert_eq!((entry.root.as_path(), entry.super_options), (Path::new("/mnt1"), b"rw".as_slice()));
         assert!(parse(b"").is_none());
         assert_eq!(unescape(br"a\1"), br"a\1");
     }

@@ -1,8 +1,6 @@
 //! Where a private folder can be made: where nobody else may rename or remove what the caller makes, nor anything on the way.
 
-use std::collections::hash_map::RandomState;
 use std::fs::{Metadata, symlink_metadata};
-use std::hash::{BuildHasher, Hasher};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -22,9 +20,7 @@ pub(super) fn probe_scratch() -> Option<PathBuf> {
     let mut usual = usual.into_iter().chain([own]);
     let folder =
         chosen.or_else(|| usual.find_map(|folder| find_safe(&folder, |owner| is_ours(owner) || owner == root)))?;
-    // Each of them has keys of its own, from the kernel's random numbers.
-    let name = RandomState::new().build_hasher().finish();
-    Some(folder.join(format!("shannot-{name:016x}")))
+    Some(folder.join(super::private_name()))
 }
 
 /// Its path without links, if all on it are safe from others.

@@ -3,9 +3,9 @@
 use serde::Serialize;
 
 use super::ladder::{Choice, Rung};
-use super::{Plan, PlanError, Step, in_place};
+use super::{Plan, PlanError, Step, in_place, limits};
 use crate::host::{Ability, Host, Landlock};
-use crate::policy::{LandlockMode, Limits, Network, OverlayTop, Policy, SandboxPath};
+use crate::policy::{LandlockMode, Network, OverlayTop, Policy, SandboxPath};
 use crate::report::{Enforcement, Layer};
 
 /// First Landlock ABI that handles TCP (Linux 6.7).
@@ -88,8 +88,8 @@ pub(super) fn decide(plan: &mut Plan, policy: &Policy, host: &Host, choice: &Cho
     if !plan.new_keyring {
         plan.expected.insert(Layer::Keyring, Enforcement::by("seccomp: no call on keys works"));
     }
-    limit_layers(&mut plan.expected, &policy.limits, plan.rung, host);
-    require(plan, policy)
+    limits::decide(plan, &policy.limits, host);
+    require(plan, policy, host)
 }
 
 fn landlock(plan: &Plan, policy: &Policy, host: &Host) -> Option<LandlockPlan> {
@@ -274,49 +274,14 @@ fn landlock_layers(expected: &mut crate::report::Effective, plan: &Plan, policy:
     expected.insert(Layer::LandlockScope, scope);
 }
 
-fn limit_layers(expected: &mut crate::report::Effective, limits: &Limits, rung: Rung, host: &Host) {
-    let mut limit = |wanted: bool, layer, state| {
-        if wanted {
-            expected.insert(layer, state);
-        }
-    };
-    limit(limits.timeout.is_some(), Layer::LimitTimeout, Enforcement::by("supervisor"));
-    limit(
-        limits.memory.is_some(),
-        Layer::LimitMemory,
-        partial("a sum over processes: RLIMIT_AS limits each process's address space"),
-    );
-    limit(limits.cpus.is_some(), Layer::LimitCpus, Enforcement::by("CPU affinity"));
-    limit(limits.file_size.is_some(), Layer::LimitFileSize, Enforcement::by("RLIMIT_FSIZE"));
-    limit(limits.open_files.is_some(), Layer::LimitOpenFiles, Enforcement::by("RLIMIT_NOFILE"));
-    let tmpfs = match rung {
-        Rung::Namespaces => Enforcement::by("tmpfs"),
-        Rung::Landlock => off("a private folder stands in for the tmpfs, and has no limit of its own"),
-    };
-    limit(limits.tmpfs_size.is_some(), Layer::LimitTmpfsSize, tmpfs);
-    if limits.pids.is_some() {
-        expected.insert(Layer::LimitPids, pids_limit(rung, host));
-    }
-}
-
-fn pids_limit(rung: Rung, host: &Host) -> Enforcement {
-    if host.is_root_outside() {
-        return off("RLIMIT_NPROC, which it is set by, does not bind the host's root");
-    }
-    partial(match rung {
-        Rung::Namespaces => "a count per sandbox: RLIMIT_NPROC counts per user in the user namespace",
-        Rung::Landlock => "a count per sandbox: RLIMIT_NPROC counts all processes of the user",
-    })
-}
-
-fn require(plan: &Plan, policy: &Policy) -> Result<(), PlanError> {
+fn require(plan: &Plan, policy: &Policy, host: &Host) -> Result<(), PlanError> {
     let landlock = (policy.landlock == LandlockMode::Required).then_some(Layer::LandlockFs);
     for layer in policy.require.iter().copied().chain(landlock) {
         match plan.expected.get(&layer) {
             Some(state) if state.is_full() => {}
             state => {
                 let state = state.map_or_else(|| "the policy does not ask for it".to_owned(), ToString::to_string);
-                return Err(PlanError::Required { layer, state });
+                return Err(PlanError::Required { layer, state, cure: limits::cure(layer, host) });
             }
         }
     }

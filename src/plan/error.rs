@@ -114,6 +114,8 @@ pub enum PlanError {
         layer: Layer,
         /// What it would be instead.
         state: String,
+        /// What to do, where that is known.
+        cure: Option<String>,
     },
 }
 
@@ -142,6 +144,7 @@ impl PlanError {
                 let cures: Vec<&str> = [namespaces, landlock].into_iter().filter_map(|cause| cause.cure.as_deref()).collect();
                 (!cures.is_empty()).then(|| cures.join("\nor: "))
             }
+            PlanError::Required { cure, .. } => cure.clone(),
             PlanError::NotInPlace { layer, cause, .. } => {
                 let give_up = format!("do without it: --allow-degraded {layer}");
                 Some(cause.cure.as_ref().map_or_else(|| give_up.clone(), |cure| format!("{cure}\nor {give_up}")))
@@ -156,8 +159,7 @@ impl PlanError {
             PlanError::EmptyCommand
             | PlanError::NulInArgument(_)
             | PlanError::BadVariable(_)
-            | PlanError::FilterTooLong { .. }
-            | PlanError::Required { .. } => None,
+            | PlanError::FilterTooLong { .. } => None,
         }
     }
 }

@@ -9,6 +9,7 @@ mod filters;
 mod hide;
 mod in_place;
 mod ladder;
+mod limits;
 mod render;
 mod root;
 mod view;
@@ -35,6 +36,7 @@ pub use error::PlanError;
 pub use executables::Executables;
 pub use in_place::{InPlace, Mappings, Scratch};
 pub use ladder::Rung;
+pub use limits::{CgroupPlan, CgroupSetting, wanted_controllers};
 pub use root::{Attributes, DEVICES, PROC_MASKED_FILES, PROC_MASKED_FOLDERS, ProcCover, RootRules, Skipped, Step};
 
 /// Everything that will be done, in the order in which it will be done.
@@ -83,7 +85,10 @@ pub struct Plan {
     pub gate: bool,
     /// Limits that setrlimit(2) sets.
     pub rlimits: Vec<Rlimit>,
-    /// How many CPUs may be used at once.
+    /// Cgroups that hold limits of the sandbox as a whole.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cgroups: Vec<CgroupPlan>,
+    /// How many CPUs may be used at once, by affinity.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpus: Option<u32>,
     /// Bytes in the tmpfs that all without a size of their own share.
@@ -238,7 +243,8 @@ impl Plan {
             in_place: None,
             landlock: None,
             rlimits: rlimits(policy),
-            cpus: policy.limits.cpus,
+            cpus: None,
+            cgroups: Vec::new(),
             tmpfs_size: policy.limits.tmpfs_size,
             timeout: policy.limits.timeout.map(|after| Timeout {
                 after,
@@ -262,6 +268,11 @@ impl Plan {
         plan.mark_noexec();
         confinement::decide(&mut plan, policy, host, &choice)?;
         Ok(plan)
+    }
+
+    /// Bytes of memory that a cgroup limits the sandbox to.
+    pub fn memory_limit(&self) -> Option<u64> {
+        limits::memory_limit(&self.cgroups)
     }
 
     /// Whether nothing can be executed but what [`Step::Executable`] names, and so nothing on a tmpfs.

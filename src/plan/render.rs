@@ -108,6 +108,10 @@ impl Plan {
         for limit in &self.rlimits {
             writeln!(f, "  limit {:?} to {}", limit.resource, limit.value)?;
         }
+        for cgroup in &self.cgroups {
+            let settings = cgroup.settings.iter().map(|setting| format!("{} {}", setting.file, setting.value));
+            writeln!(f, "  cgroup {}: {}", cgroup.path.display(), settings.collect::<Vec<_>>().join(", "))?;
+        }
         if let Some(cpus) = self.cpus {
             writeln!(f, "  limit to {cpus} CPUs")?;
         }
