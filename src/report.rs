@@ -217,6 +217,8 @@ pub enum EndedBy {
     KillAfter,
     /// A signal that was sent to shannot and passed on.
     ForwardedSignal,
+    /// The kernel, since the memory of its cgroup was used up: `limits.memory`, or that of a cgroup around it.
+    Memory,
     /// Something outside killed the sandbox: the kernel out of memory, or an operator.
     Outside,
 }
@@ -232,6 +234,30 @@ pub struct Resources {
     pub system_seconds: f64,
     /// The largest resident set of any one process, KiB.
     pub max_resident_kib: u64,
+    /// What cgroups counted, where there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<Counted>,
+}
+
+/// What the cgroups of a run counted: the whole sandbox, of which getrusage(2) knows what was waited for. Each where the kernel
+/// counts it.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Counted {
+    /// The most memory at a time, bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_peak_bytes: Option<u64>,
+    /// Processes that were killed because memory was used up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oom_kills: Option<u64>,
+    /// CPU time, seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_seconds: Option<f64>,
+    /// The most processes and threads at a time, Shannot's own in there with them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids_peak: Option<u64>,
+    /// How often there would have been one too many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids_refused: Option<u64>,
 }
 
 /// A finished run.
@@ -253,6 +279,9 @@ pub struct Outcome {
     /// The private folder of a run without namespaces could not be removed.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub left_behind: bool,
+    /// A cgroup could not be removed.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub cgroup_left_behind: bool,
 }
 
 impl Outcome {

@@ -397,6 +397,15 @@ pub fn close_number(fd: RawFd) -> Result<()> {
     check(c_long::from(unsafe { libc::close(fd) })).map(drop)
 }
 
+/// flock(2), LOCK_EX at once or not at all. It is held until the file is closed, here and in copies of this process.
+///
+/// # Errors
+/// EWOULDBLOCK where somebody else holds one.
+pub fn lock_whole(file: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: integers only.
+    check(c_long::from(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) })).map(drop)
+}
+
 /// A descriptor by its number, to be used but not closed.
 pub fn borrow_number(fd: RawFd) -> BorrowedFd<'static> {
     // SAFETY: a number that is not open makes calls fail with EBADF, which is no memory error; the callers

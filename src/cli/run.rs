@@ -19,7 +19,7 @@ use super::workspace::{Guards, Secrets};
 use crate::plan::{Plan, is_denied};
 use crate::policy::Policy;
 use crate::profile::{Caller, Overrides, Profile};
-use crate::report::Outcome;
+use crate::report::{EndedBy, Outcome};
 use crate::sandbox::Stdio;
 use crate::sys;
 
@@ -110,6 +110,32 @@ fn thrown_away(wanted: bool) -> Result<Option<OwnedFd>, Complaint> {
         .map_err(|error| Complaint::plain("descriptors", format!("cannot open /dev/null: {error}")))
 }
 
+/// What the exit code does not say: 137 is also that of a kill by hand.
+fn say_of_cgroups(outcome: &Outcome, plan: &Plan) {
+    let kills = outcome.resources.cgroup.and_then(|counted| counted.oom_kills).unwrap_or(0);
+    let limit = plan.memory_limit().map(|bytes| format!(" (limit {})", in_units(bytes))).unwrap_or_default();
+    if outcome.ended_by == EndedBy::Memory {
+        note(&format!("shannot: the command was killed: out of memory{limit}"));
+    } else if kills > 0 {
+        let processes = if kills == 1 { "process was" } else { "processes were" };
+        note(&format!("shannot: {kills} {processes} killed: out of memory{limit}"));
+    }
+    if outcome.cgroup_left_behind {
+        let paths: Vec<String> = plan.cgroups.iter().map(|cgroup| cgroup.path.display().to_string()).collect();
+        note(&format!("shannot: cannot remove the cgroup {}", paths.join(" or ")));
+    }
+}
+
+/// As one would write it: `64 MiB`.
+fn in_units(bytes: u64) -> String {
+    let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+    let fits = |(shift, _): &&(u32, &str)| bytes.trailing_zeros() >= *shift && bytes > 0;
+    units
+        .iter()
+        .find(fits)
+        .map_or_else(|| format!("{bytes} bytes"), |(shift, unit)| format!("{} {unit}", bytes >> shift))
+}
+
 /// 128 + SIGSYS, also as a shell reports it of what it ran.
 const KILLED_BY_FILTER: u8 = 159;
 
@@ -119,6 +145,7 @@ fn finish(outcome: Outcome, plan: &Plan, common: &Common) -> Result<u8, Complain
     {
         note(&format!("shannot: cannot remove the private folder {:?}", scratch.path));
     }
+    say_of_cgroups(&outcome, plan);
     if common.verbose && outcome.exit_code() == KILLED_BY_FILTER {
         note(
             "shannot: it ended with SIGSYS: a seccomp filter kills some call of it, or it is a program for i386 or x32, which the presets kill",

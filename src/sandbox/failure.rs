@@ -100,6 +100,16 @@ stages! {
     Subreaper,
     /// The private folder.
     Scratch,
+    /// Making a cgroup.
+    Cgroup,
+    /// Giving the children of its parent a controller.
+    CgroupController,
+    /// A limit of it.
+    CgroupSetting,
+    /// Joining it.
+    CgroupJoin,
+    /// The cgroup namespace, after joining.
+    CgroupNamespace,
     /// The session keyring.
     Keyring,
     /// A new session.
@@ -328,6 +338,12 @@ impl Failure {
             }
             (Stage::Workdir, _) => "the directory must exist inside: bind it, or choose another with --chdir",
             (Stage::LandlockRestrict, Errno::E2BIG) => "16 Landlock domains are already stacked on this process",
+            (Stage::CgroupController, Errno::EBUSY) => {
+                "a process has come into the cgroup above it, whose children can then get no controllers"
+            }
+            (Stage::CgroupSetting, Errno::EINVAL) => {
+                "the cgroups around it are given less: ask for no more than they have"
+            }
             (Stage::Rlimit, Errno::EPERM) => "the limit is above the caller's own hard limit (`ulimit -H`)",
             _ => return None,
         };
@@ -423,6 +439,22 @@ fn describe_handed(stage: Stage, plan: &Plan, index: usize) -> (&'static str, Op
         Stage::Block => ("wait for the descriptor to block on", None),
         Stage::Info => ("write the information about the sandbox", None),
         Stage::Word => ("wait for the launcher's word", None),
+        stage => describe_cgroup(stage, plan, index),
+    }
+}
+
+fn describe_cgroup(stage: Stage, plan: &Plan, index: usize) -> (&'static str, Option<String>) {
+    let cgroup = || plan.cgroups.get(index).map(|cgroup| cgroup.path.display().to_string());
+    let mut files = plan
+        .cgroups
+        .iter()
+        .flat_map(|cgroup| cgroup.settings.iter().map(|setting| cgroup.path.join(setting.file).display().to_string()));
+    match stage {
+        Stage::Cgroup => ("make the cgroup", cgroup()),
+        Stage::CgroupController => ("enable the controllers of the cgroup", cgroup()),
+        Stage::CgroupSetting => ("set the limit", files.nth(index)),
+        Stage::CgroupJoin => ("join the cgroup", cgroup()),
+        Stage::CgroupNamespace => ("create the cgroup namespace", None),
         _ => ("set up the sandbox", None),
     }
 }

@@ -3,6 +3,7 @@
 
 mod bind;
 mod bubblewrap;
+mod cgroups;
 mod classic;
 mod confine;
 mod data;

@@ -16,6 +16,7 @@ use nix::sys::socket::{AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, se
 use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
 use nix::unistd::{Pid, getpgrp, tcgetpgrp};
 
+use super::cgroups::Groups;
 use super::descriptors::{check_sockets, check_standard};
 use super::failure::{At, Failure, Fault, SandboxError, Stage};
 use super::gate::Gate;
@@ -24,7 +25,7 @@ use super::prepare::{Image, Prepared, Stdio};
 use super::scratch::{Folder, HASTY, PATIENT};
 use super::{init, keeper, tree};
 use crate::plan::{Namespaces, Plan, Timeout};
-use crate::report::{EndedBy, Ending, Outcome, Resources};
+use crate::report::{Counted, EndedBy, Ending, Outcome, Resources};
 use crate::sys;
 
 /// Signals that the command gets as if it were in the shell itself.
@@ -59,21 +60,19 @@ pub fn run(plan: &Plan, stdio: &Stdio, image: Option<&Image>) -> Result<Outcome,
         .map_err(|errno| Failure::supervise("open the channel to init", errno))?;
     let terminal = SavedTerminal::save();
     let place = Place::take(plan)?;
+    let mut groups = Groups::make(plan).map_err(|fault| place.give_up(fault, plan))?;
     let mut prepared = Prepared::new(plan, stdio, image);
     prepared.folder = place.folder.as_ref();
     let started = Instant::now();
-    let init =
-        match sys::clone_process(clone_flags(plan.in_place.is_none().then_some(plan.namespaces))).at(Stage::Clone) {
-            Ok(sys::Side::Child) => {
-                drop(ours);
-                if plan.in_place.is_some() { keeper::run(&prepared, theirs) } else { init::run(&prepared, &theirs) }
-            }
-            Ok(sys::Side::Parent(pid)) => pid,
-            Err(fault) => {
-                place.leave(PATIENT);
-                return Err(Failure::new(fault, plan).into());
-            }
-        };
+    let namespaces = plan.in_place.is_none().then_some(groups.namespaces_before_joining());
+    let init = match sys::clone_process(clone_flags(namespaces)).at(Stage::Clone) {
+        Ok(sys::Side::Child) => {
+            drop(ours);
+            become_init(&prepared, &groups, theirs)
+        }
+        Ok(sys::Side::Parent(pid)) => pid,
+        Err(fault) => return Err(place.give_up(fault, plan).into()),
+    };
     drop(theirs);
     let mut watch = Watch {
         init,
@@ -85,6 +84,8 @@ pub fn run(plan: &Plan, stdio: &Stdio, image: Option<&Image>) -> Result<Outcome,
         plan,
         gate: None,
         left_behind: false,
+        counted: None,
+        cgroup_left_behind: false,
     };
     let ended = watch.until_the_end();
     // Pid 1 gone means all gone (pid_namespaces(7)); without such a namespace init ends when all others have.
@@ -95,6 +96,8 @@ pub fn run(plan: &Plan, stdio: &Stdio, image: Option<&Image>) -> Result<Outcome,
     // Else it could not say that all have ended.
     let patience = if waited.status == 0 { PATIENT } else { HASTY };
     watch.left_behind = !place.leave(patience);
+    watch.counted = groups.counted();
+    watch.cgroup_left_behind = !groups.remove();
     match ended? {
         Ended::Failed(fault) => Err(Failure::new(fault, plan).into()),
         Ended::Lost if libc::WIFEXITED(waited.status) => Err(SandboxError::InitLost(waited.status)),
@@ -112,6 +115,15 @@ pub fn run(plan: &Plan, stdio: &Stdio, image: Option<&Image>) -> Result<Outcome,
             let code = u8::try_from(libc::WEXITSTATUS(status)).unwrap_or(255);
             Ok(watch.outcome(Ending::Exited { code }, &waited))
         }
+    }
+}
+
+/// The child's side. What limits the sandbox limits all that is done from here on.
+fn become_init(prepared: &Prepared<'_>, groups: &Groups<'_>, channel: OwnedFd) -> ! {
+    match groups.join() {
+        Err(fault) => init::fail(fault, &channel),
+        Ok(()) if prepared.plan.in_place.is_some() => keeper::run(prepared, channel),
+        Ok(()) => init::run(prepared, &channel),
     }
 }
 
@@ -215,6 +227,12 @@ impl Place {
         Ok(place)
     }
 
+    /// Nothing will run here.
+    fn give_up(&self, fault: Fault, plan: &Plan) -> Failure {
+        self.leave(PATIENT);
+        Failure::new(fault, plan)
+    }
+
     /// After somebody killed init, what it would have ended.
     fn end_orphans(&self) {
         if let Some((before, _)) = &self.before
@@ -266,6 +284,8 @@ struct Watch<'a> {
     plan: &'a Plan,
     gate: Option<Gate<'a>>,
     left_behind: bool,
+    counted: Option<Counted>,
+    cgroup_left_behind: bool,
 }
 
 impl Watch<'_> {
@@ -420,9 +440,16 @@ impl Watch<'_> {
     }
 
     fn outcome(&self, ending: Ending, waited: &sys::Waited) -> Outcome {
+        let out_of_memory = self.counted.and_then(|counted| counted.oom_kills).is_some_and(|kills| kills > 0);
         let ended_by = match ending {
             _ if self.state.killed => EndedBy::KillAfter,
             _ if self.state.asked_to_end => EndedBy::Timeout,
+            // Who kills by hand at the same time can't be told from it.
+            Ending::SandboxKilled { signal: libc::SIGKILL } | Ending::Signalled { signal: libc::SIGKILL }
+                if out_of_memory =>
+            {
+                EndedBy::Memory
+            }
             Ending::SandboxKilled { .. } => EndedBy::Outside,
             Ending::Signalled { signal } if self.state.forwarded == Some(signal) => EndedBy::ForwardedSignal,
             Ending::Signalled { .. } | Ending::Exited { .. } => EndedBy::Command,
@@ -438,9 +465,11 @@ impl Watch<'_> {
                 user_seconds: seconds(waited.usage.ru_utime),
                 system_seconds: seconds(waited.usage.ru_stime),
                 max_resident_kib: u64::try_from(waited.usage.ru_maxrss).unwrap_or(0),
+                cgroup: self.counted,
             },
             interrupted_from_terminal: interrupted,
             left_behind: self.left_behind,
+            cgroup_left_behind: self.cgroup_left_behind,
         }
     }
 }
