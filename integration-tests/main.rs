@@ -30,6 +30,7 @@ mod house;
 mod in_place;
 mod layers;
 mod leftovers;
+mod limits;
 mod loaders;
 mod network;
 mod plans;

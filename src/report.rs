@@ -313,6 +313,7 @@ impl fmt::Display for Outcome {
             EndedBy::KillAfter => f.write_str(", killed since it did not end after the timeout"),
             EndedBy::ForwardedSignal => f.write_str(", which was passed on"),
             EndedBy::Outside => f.write_str(", from outside"),
+            EndedBy::Memory => f.write_str(": out of memory"),
         }
     }
 }
