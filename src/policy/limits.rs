@@ -27,11 +27,6 @@ pub struct Limits {
 impl Limits {
     /// Grace between SIGTERM and SIGKILL when none is given.
     pub const DEFAULT_KILL_AFTER: Duration = Duration::from_secs(10);
-
-    /// Whether there is a limit that a cgroup would hold better than anything else.
-    pub fn want_cgroup(&self) -> bool {
-        self.memory.is_some() || self.pids.is_some() || self.cpus.is_some()
-    }
 }
 
 /// A number of CPUs, in thousandths: 1.5 is half of the time of a second one.
