@@ -4,6 +4,7 @@
 //! full, what will be done on this host; `sandbox` does it. See README.md, "The house".
 
 pub mod bwrap;
+pub mod changes;
 pub mod cli;
 pub mod host;
 pub mod plan;

@@ -1,0 +1,289 @@
+//! Makes the workspace what the command saw. Each file appears complete or not at all: it is written under a name of
+//! Shannot's own beside its place and renamed. Whatever is done stays done, and whoever comes again after a kill finds less
+//! to do. The order: what is new or changed, then what is gone, then permissions of folders, the deepest first.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat, renameat2};
+use nix::sys::stat::{Mode, fchmod, fstat, futimens, mkdirat};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Gid, Uid, fchown, fchownat, geteuid, linkat, symlinkat};
+
+use super::change::{Change, Node, What};
+use super::content;
+use super::diff::{Anchor, Found};
+use super::error::{Error, at_errno};
+use super::remove::{remove, rename_to_new};
+use super::tree::{FOLDER, Meta, Tree, meta_at};
+use super::upper::Upper;
+
+/// What makes the file that is to be renamed.
+const NEW: OFlag =
+    OFlag::O_WRONLY.union(OFlag::O_CREAT).union(OFlag::O_EXCL).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+
+/// The permissions that a folder gets in the end.
+struct Final {
+    mode: u32,
+    /// Which folder is meant, where that is known.
+    identity: Option<(u64, u64)>,
+}
+
+pub(super) struct Apply<'a> {
+    upper: &'a mut Upper,
+    workspace: Tree,
+    /// The same, for a second place at the same time.
+    anchored: Tree,
+    own: &'a OsStr,
+    anchors: HashMap<u64, Anchor>,
+    finals: BTreeMap<PathBuf, Final>,
+    /// The folder that was last seen to be writable.
+    writable: Option<PathBuf>,
+}
+
+impl<'a> Apply<'a> {
+    pub(super) fn new(upper: &'a mut Upper, workspace: Tree, own: &'a OsStr, found: &mut Found) -> nix::Result<Self> {
+        let root = workspace.root().try_clone_to_owned().map_err(|_| Errno::EMFILE)?;
+        let anchors = std::mem::take(&mut found.anchors);
+        let anchored = Tree::new(root)?;
+        Ok(Self { upper, workspace, anchored, own, anchors, finals: BTreeMap::new(), writable: None })
+    }
+
+    /// Applies what is not refused, and takes away what an interrupted apply left in `folders`.
+    pub(super) fn all(mut self, changes: &[Change], folders: &[PathBuf], opened: Vec<PathBuf>) -> Result<(), Error> {
+        let done = self.change_all(changes, folders, opened);
+        // No folder stays more open than it was because something else failed.
+        let finished = self.finish();
+        done.and(finished)
+    }
+
+    fn change_all(&mut self, changes: &[Change], folders: &[PathBuf], opened: Vec<PathBuf>) -> Result<(), Error> {
+        for path in opened {
+            self.close_again(path)?;
+        }
+        for folder in folders {
+            self.clear(folder)?;
+        }
+        let wanted = || changes.iter().filter(|change| change.refused.is_none());
+        for change in wanted().filter(|change| change.what != What::Deleted) {
+            self.make(change)?;
+        }
+        for change in wanted().filter(|change| change.what == What::Deleted) {
+            self.delete(&change.path).map_err(swapped("delete", &change.path))?;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), Error> {
+        for (path, last) in std::mem::take(&mut self.finals).into_iter().rev() {
+            self.set_mode(&path, &last).map_err(swapped("set the permissions of", &path))?;
+        }
+        Ok(())
+    }
+
+    /// A folder without permissions that was opened up: the upper directory knows what it had, or shall have.
+    fn close_again(&mut self, path: PathBuf) -> Result<(), Error> {
+        let known = self.upper.meta(&path).map_err(super::error::at("look at", &path))?;
+        let now = self.workspace.meta(&path).map_err(at_errno("look at", &path))?;
+        if let (Some(known), Some(now)) = (known, now) {
+            let mode = known.mode & 0o1777 | now.mode & 0o6000;
+            self.finals.entry(path).or_insert(Final { mode, identity: None });
+        }
+        Ok(())
+    }
+
+    fn clear(&mut self, folder: &Path) -> Result<(), Error> {
+        let cleared = self.workspace.folder(folder).and_then(|held| match meta_at(held, self.own) {
+            Err(Errno::ENOENT) => Ok(()),
+            _ => remove(held, self.own),
+        });
+        match cleared {
+            Ok(()) | Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EXDEV) => Ok(()),
+            Err(errno) => Err(at_errno("clean up", folder)(errno)),
+        }
+    }
+
+    fn make(&mut self, change: &Change) -> Result<(), Error> {
+        let path = &change.path;
+        self.open_for_writing(path.parent().unwrap_or(Path::new(""))).map_err(swapped("write in", path))?;
+        match change.node {
+            Node::Directory => self.make_folder(change).map_err(swapped("make", path)),
+            Node::Link => self.make_link(change).map_err(swapped("make", path)),
+            _ => self.make_file(change).map_err(|error| match error.raw_os_error() {
+                Some(errno) => swapped("write", path)(Errno::from_raw(errno)),
+                None => super::error::at("write", path)(error),
+            }),
+        }
+    }
+
+    /// Folders whose owner has no right to write are opened up until the end.
+    fn open_for_writing(&mut self, folder: &Path) -> nix::Result<()> {
+        if geteuid().is_root() || self.writable.as_deref() == Some(folder) {
+            return Ok(());
+        }
+        let mode = self.workspace.folder(folder).and_then(fstat).map(|stat| stat.st_mode);
+        if !matches!(mode, Ok(mode) if mode & 0o300 == 0o300) {
+            let mut opened = Vec::new();
+            self.workspace.open_up(folder, &mut opened)?;
+            for path in opened {
+                self.close_again(path).map_err(|_| Errno::EACCES)?;
+            }
+        }
+        self.writable = Some(folder.to_owned());
+        Ok(())
+    }
+
+    fn make_folder(&mut self, change: &Change) -> nix::Result<()> {
+        let mut last = Final { mode: change.mode, identity: change.identity };
+        if change.what != What::Mode {
+            let (folder, name) = self.workspace.parent(&change.path)?;
+            if change.what == What::Retyped {
+                remove(folder, self.own)?;
+                mkdirat(folder, self.own, Mode::S_IRWXU)?;
+                put(folder, self.own, name, change)?;
+            } else {
+                mkdirat(folder, name, Mode::S_IRWXU)?;
+            }
+            let made = meta_at(folder, name)?;
+            // What a folder inherits is the workspace's business.
+            last.mode |= made.mode & 0o2000;
+            last.identity = Some(made.identity());
+        }
+        self.finals.insert(change.path.clone(), last);
+        Ok(())
+    }
+
+    fn make_link(&mut self, change: &Change) -> nix::Result<()> {
+        let text = self.upper.tree.link(&change.path)?;
+        let (folder, name) = self.workspace.parent(&change.path)?;
+        remove(folder, self.own)?;
+        symlinkat(text.as_os_str(), folder, self.own)?;
+        if let (true, Ok(old)) = (geteuid().is_root(), meta_at(folder, name)) {
+            let (uid, gid) = (Uid::from_raw(old.uid), Gid::from_raw(old.gid));
+            fchownat(folder, self.own, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        }
+        put(folder, self.own, name, change)
+    }
+
+    fn make_file(&mut self, change: &Change) -> io::Result<()> {
+        let Some(meta) = self.upper.meta(&change.path)? else { return Err(Errno::ENOENT.into()) };
+        let (folder, name) = self.workspace.parent(&change.path)?;
+        remove(folder, self.own)?;
+        let anchor = if meta.links > 1 { self.anchors.get(&meta.inode) } else { None };
+        if let Some((path, identity)) = anchor
+            && link(&mut self.anchored, path, *identity, folder, self.own)?
+        {
+            return Ok(put(folder, self.own, name, change)?);
+        }
+        let from = self.upper.tree.file(&change.path)?;
+        let to = File::from(openat(folder, self.own, NEW, Mode::S_IRUSR | Mode::S_IWUSR)?);
+        content::copy(&from, &to)?;
+        keep_owner(&to, meta_at(folder, name))?;
+        fchmod(&to, Mode::from_bits_truncate(change.mode))?;
+        futimens(&to, &TimeSpec::UTIME_NOW, &TimeSpec::new(meta.mtime.0, meta.mtime.1))?;
+        let made = Meta::from(fstat(&to)?);
+        put(folder, self.own, name, change)?;
+        if meta.links > 1 {
+            self.anchors.insert(meta.inode, (change.path.clone(), made.identity()));
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, path: &Path) -> nix::Result<()> {
+        self.open_for_writing(path.parent().unwrap_or(Path::new("")))?;
+        let (folder, name) = self.workspace.parent(path)?;
+        if meta_at(folder, name)?.node == Node::Directory {
+            // It is gone at once, whatever happens while it is emptied.
+            remove(folder, self.own)?;
+            renameat(folder, name, folder, self.own)?;
+            return remove(folder, self.own);
+        }
+        remove(folder, name)
+    }
+
+    fn set_mode(&mut self, path: &Path, last: &Final) -> nix::Result<()> {
+        let Some(meta) = self.workspace.meta(path)? else { return Err(Errno::ENOENT) };
+        if meta.node != Node::Directory || last.identity.is_some_and(|identity| identity != meta.identity()) {
+            return Err(Errno::ENOTDIR);
+        }
+        let held = if path.as_os_str().is_empty() {
+            openat(self.workspace.root(), ".", FOLDER, Mode::empty())
+        } else {
+            let (folder, name) = self.workspace.parent(path)?;
+            openat(folder, name, FOLDER, Mode::empty())
+        };
+        match held {
+            Ok(held) if Meta::from(fstat(&held)?).identity() != meta.identity() => Err(Errno::ENOTDIR),
+            Ok(held) => fchmod(&held, Mode::from_bits_truncate(last.mode)),
+            // Its owner alone can be refused, who harms nobody by what is put in its place.
+            Err(Errno::EACCES) => self.workspace.chmod(path, last.mode),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+/// The owner of what is replaced stays its owner, where the caller can see to that; what is new is the caller's.
+fn keep_owner(file: &File, old: nix::Result<Meta>) -> nix::Result<()> {
+    let Ok(old) = old else { return Ok(()) };
+    let now = Meta::from(fstat(file)?);
+    if (old.uid, old.gid) == (now.uid, now.gid) {
+        return Ok(());
+    }
+    let uid = geteuid().is_root().then(|| Uid::from_raw(old.uid));
+    match fchown(file, uid, Some(Gid::from_raw(old.gid))) {
+        // A group that the caller is not in.
+        Err(Errno::EPERM) if !geteuid().is_root() => Ok(()),
+        result => result,
+    }
+}
+
+/// Gives a file of the workspace another name. `false`: it is no longer the file that it was.
+fn link(tree: &mut Tree, path: &Path, identity: (u64, u64), folder: BorrowedFd<'_>, new: &OsStr) -> nix::Result<bool> {
+    let linked = tree.parent(path).and_then(|(from, name)| linkat(from, name, folder, new, AtFlags::empty()));
+    match linked {
+        Ok(()) if meta_at(folder, new)?.identity() == identity => Ok(true),
+        Ok(()) => remove(folder, new).map(|()| false),
+        // There are file systems without hard links, and files with as many as can be.
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EPERM | Errno::EMLINK | Errno::EXDEV | Errno::ELOOP) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Puts what is finished in its place.
+fn put(folder: BorrowedFd<'_>, own: &OsStr, name: &OsStr, change: &Change) -> nix::Result<()> {
+    match change.what {
+        What::Added => rename_to_new(folder, own, folder, name),
+        What::Retyped => {
+            // rename(2) does not replace a folder by a file, nor the reverse.
+            match renameat2(folder, own, folder, name, RenameFlags::RENAME_EXCHANGE) {
+                Err(Errno::EINVAL | Errno::ENOSYS) => {
+                    remove(folder, name)?;
+                    renameat(folder, own, folder, name)
+                }
+                Ok(()) => remove(folder, own),
+                Err(errno) => Err(errno),
+            }
+        }
+        _ => renameat(folder, own, folder, name),
+    }
+}
+
+/// What these errors mean in a tree that was looked at before.
+fn swapped(verb: &'static str, path: &Path) -> impl Fn(Errno) -> Error {
+    move |errno| match errno {
+        Errno::ENOENT | Errno::ENOTDIR | Errno::EISDIR | Errno::EEXIST | Errno::ELOOP | Errno::ENOTEMPTY => {
+            Error::Swapped(path.to_owned())
+        }
+        errno => at_errno(verb, path)(errno),
+    }
+}
+
+/// The name of what is not finished. One for a run is enough: nobody else applies it at the same time.
+pub(super) fn own_name(run: &str) -> OsString {
+    format!(".shannot-{run}").into()
+}

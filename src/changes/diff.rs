@@ -1,0 +1,370 @@
+//! What is in the upper directory beside the workspace: a walk that changes nothing in the workspace. Its memory is that
+//! of the changes; it holds a few descriptors, however deep the trees are.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+
+use super::change::{Change, Node, Protected, Refusal, What};
+use super::content;
+use super::error::{Error, at};
+use super::tree::{LONGEST, Meta, Tree, length};
+use super::upper::{FolderMarks, Upper};
+
+/// Bytes that all paths of changes may have together: a hostile command must not fill the memory.
+const MOST_BYTES: usize = 256 << 20;
+
+/// What tells the host's own changes from the run's.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Since {
+    /// When the run started, seconds and nanoseconds since the epoch.
+    pub(super) start: (i64, i64),
+    /// Apply was at work: it changes a file's ctime when it takes away another name of it.
+    pub(super) is_begun: bool,
+}
+
+impl Since {
+    fn is_before(self, meta: &Meta) -> bool {
+        meta.mtime > self.start || (!self.is_begun && meta.ctime > self.start)
+    }
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Sorted by path.
+    pub(super) changes: Vec<Change>,
+    /// For each file of the upper directory with several names: one of the workspace's that has its content already.
+    pub(super) anchors: HashMap<u64, Anchor>,
+    /// Folders of the upper directory that are folders of the workspace, where an interrupted apply may have left something.
+    pub(super) folders: Vec<PathBuf>,
+    /// Folders of the workspace that were opened up to be looked into; only after an interrupted apply.
+    pub(super) opened: Vec<PathBuf>,
+}
+
+/// A file of the workspace: its path, device and inode.
+pub(super) type Anchor = (PathBuf, (u64, u64));
+
+/// A folder of the upper directory to be looked into.
+struct Pair {
+    path: PathBuf,
+    /// Its permissions: what is made in it inherits the set-group-ID bit.
+    mode: u32,
+    /// What is below is seen through it.
+    is_merged: bool,
+    /// The workspace has a folder there.
+    has_below: bool,
+    /// Nothing in it can be applied.
+    refused: Option<Refusal>,
+}
+
+pub(super) struct Walk<'a> {
+    pub(super) upper: &'a mut Upper,
+    pub(super) workspace: &'a mut Tree,
+    pub(super) protected: &'a Protected,
+    pub(super) since: Since,
+    /// The name that apply gives to what is not finished.
+    pub(super) own: &'a OsStr,
+    pub(super) found: Found,
+    pub(super) bytes: usize,
+    /// Folders of the workspace without permissions may be opened up.
+    pub(super) may_open: bool,
+}
+
+impl Walk<'_> {
+    pub(super) fn all(mut self) -> Result<Found, Error> {
+        let root = PathBuf::new();
+        let upper = self.upper.meta(&root).map_err(at("look at", &root))?;
+        let below = self.below(&root)?;
+        let (Some(upper), Some(below)) = (upper, below) else { return Ok(self.found) };
+        self.folder_mode(&root, &upper, &below, 0o6000, None)?;
+        let mut todo = vec![Pair { path: root, mode: upper.mode, is_merged: true, has_below: true, refused: None }];
+        while let Some(pair) = todo.pop() {
+            self.folder(pair, &mut todo)?;
+        }
+        self.found.changes.sort_by(|one, other| one.path.cmp(&other.path));
+        Ok(self.found)
+    }
+
+    fn folder(&mut self, mut pair: Pair, todo: &mut Vec<Pair>) -> Result<(), Error> {
+        let path = pair.path.clone();
+        let look = at("look into", &path);
+        let foreign = |attribute| Error::Foreign { path: path.clone(), attribute };
+        let marks = self.upper.folder_marks(&path).map_err(&look)?.map_err(foreign)?;
+        pair.is_merged &= !marks.is_opaque;
+        let names = self.upper.tree.names(&path).map_err(|errno| look(errno.into()))?;
+        if pair.has_below && self.may_open {
+            self.found.folders.push(path.clone());
+        }
+        if pair.has_below && !pair.is_merged {
+            self.covered(&pair, &names)?;
+        }
+        for name in names {
+            self.entry(&pair, marks, &path.join(&name), &name, todo)?;
+        }
+        Ok(())
+    }
+
+    /// What the workspace has in a folder that the run has made anew.
+    fn covered(&mut self, pair: &Pair, names: &[OsString]) -> Result<(), Error> {
+        let kept: HashSet<&OsString> = names.iter().collect();
+        let others = match self.reach(&pair.path, |tree, path| tree.names(path)) {
+            Ok(names) => names,
+            Err(Errno::EACCES) => return self.refuse(&pair.path, Node::Directory, Refusal::Unreadable),
+            Err(errno) => return Err(at("look into", &pair.path)(errno.into())),
+        };
+        let own = self.own;
+        for name in others.iter().filter(|name| !kept.contains(name) && *name != own) {
+            let path = pair.path.join(name);
+            if let Some(below) = self.below(&path)? {
+                self.deleted(path, &below, pair.refused)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(
+        &mut self,
+        pair: &Pair,
+        marks: FolderMarks,
+        path: &Path,
+        name: &OsStr,
+        todo: &mut Vec<Pair>,
+    ) -> Result<(), Error> {
+        let look = at("look at", path);
+        let Some(meta) = self.upper.meta(path).map_err(&look)? else { return Ok(()) };
+        if length(path) > LONGEST {
+            return self.refuse(path, meta.node, Refusal::TooLong);
+        }
+        if name == self.own {
+            return self.refuse(path, meta.node, Refusal::Reserved);
+        }
+        let foreign = |attribute| Error::Foreign { path: path.to_owned(), attribute };
+        let is_whiteout = self.upper.is_whiteout(path, &meta, marks).map_err(&look)?.map_err(foreign)?;
+        let below = match if pair.has_below { self.below(path) } else { Ok(None) } {
+            Err(Error::Io { source, .. }) if source.raw_os_error() == Some(Errno::EACCES as i32) => {
+                return self.refuse(path, meta.node, Refusal::Unreadable);
+            }
+            other => other?,
+        };
+        if is_whiteout {
+            return below.map_or(Ok(()), |below| self.deleted(path.to_owned(), &below, pair.refused));
+        }
+        match meta.node {
+            Node::Directory => self.folder_entry(pair, path, &meta, below.as_ref(), todo),
+            Node::File | Node::Link => self.file_entry(pair, path, &meta, below.as_ref()),
+            Node::Fifo | Node::Socket | Node::Device => self.refuse(path, meta.node, Refusal::Special),
+        }
+    }
+
+    fn folder_entry(
+        &mut self,
+        pair: &Pair,
+        path: &Path,
+        meta: &Meta,
+        below: Option<&Meta>,
+        todo: &mut Vec<Pair>,
+    ) -> Result<(), Error> {
+        let same = below.filter(|below| below.node == Node::Directory);
+        let mut refused = pair.refused;
+        if let Some(below) = same {
+            if self.reach(path, |tree, path| tree.folder(path).map(drop)) == Err(Errno::EXDEV) {
+                return self.refuse(path, meta.node, Refusal::Mounted);
+            }
+            self.folder_mode(path, meta, below, 0, refused)?;
+        } else {
+            let what = if below.is_some() { What::Retyped } else { What::Added };
+            let mut change = self.change(path, what, meta, refused);
+            let inherited = pair.mode & 0o2000;
+            change.strips_set_id = meta.mode & 0o6000 & !inherited != 0;
+            change.mode = meta.mode & 0o1777;
+            change.conflict = below.is_some_and(|below| self.since.is_before(below));
+            refused = change.refused;
+            self.push(change)?;
+        }
+        let (mode, is_merged, has_below) =
+            (meta.mode, pair.is_merged && below.is_none_or(|_| same.is_some()), same.is_some());
+        todo.push(Pair { path: path.to_owned(), mode, is_merged, has_below, refused });
+        Ok(())
+    }
+
+    /// The permissions of a folder that both have. `inherited`: set-id bits that nobody asked for.
+    fn folder_mode(
+        &mut self,
+        path: &Path,
+        meta: &Meta,
+        below: &Meta,
+        inherited: u32,
+        refused: Option<Refusal>,
+    ) -> Result<(), Error> {
+        let set_id = meta.mode & 0o6000 & !below.mode & !inherited != 0;
+        let differs = meta.mode & 0o1777 != below.mode & 0o1777;
+        if !differs && !set_id {
+            return Ok(());
+        }
+        let mut change = self.change(path, What::Mode, meta, refused);
+        if !differs {
+            change.refused = change.refused.or(Some(Refusal::SetId));
+        }
+        change.strips_set_id = set_id;
+        change.mode = meta.mode & 0o1777 | below.mode & 0o6000;
+        change.identity = Some(below.identity());
+        self.push(change)
+    }
+
+    /// A file or a symbolic link.
+    fn file_entry(&mut self, pair: &Pair, path: &Path, meta: &Meta, below: Option<&Meta>) -> Result<(), Error> {
+        let what = match below {
+            None => What::Added,
+            Some(below) if below.node != meta.node => What::Retyped,
+            Some(below) => match self.compare(path, meta, below).map_err(at("read", path))? {
+                Some(what) => what,
+                None => return Ok(()),
+            },
+        };
+        let mut change = self.change(path, what, meta, pair.refused);
+        if meta.node == Node::File {
+            change.strips_set_id = meta.mode & 0o6000 != 0;
+            if what == What::Mode && below.is_some_and(|below| below.mode & 0o6777 == change.mode) {
+                change.refused = change.refused.or(Some(Refusal::SetId));
+            }
+        }
+        match below {
+            Some(below) if below.node == Node::Directory => {
+                let (refused, conflict) = self.examine(path)?;
+                change.refused = change.refused.or(refused);
+                change.conflict = conflict;
+            }
+            Some(below) => change.conflict = self.since.is_before(below),
+            None => {}
+        }
+        self.push(change)
+    }
+
+    /// How two files, or two links, differ.
+    fn compare(&mut self, path: &Path, meta: &Meta, below: &Meta) -> io::Result<Option<What>> {
+        if meta.node == Node::Link {
+            let is_same = self.upper.tree.link(path)? == self.workspace.link(path)?;
+            return Ok((!is_same).then_some(What::Modified));
+        }
+        if meta.size != below.size {
+            return Ok(Some(What::Modified));
+        }
+        let other = match self.workspace.file(path) {
+            Ok(file) => file,
+            // The command could not read it either, unless it gave itself the right.
+            Err(Errno::EACCES) => return Ok(Some(What::Modified)),
+            Err(errno) => return Err(errno.into()),
+        };
+        if !content::is_same(&self.upper.tree.file(path)?, &other)? {
+            return Ok(Some(What::Modified));
+        }
+        if meta.mode & 0o6777 != below.mode & 0o6777 {
+            return Ok(Some(What::Mode));
+        }
+        let is_protected = self.protected.refuses(path, Some(Node::File));
+        if meta.links > 1 && !is_protected {
+            let anchor = self.found.anchors.entry(meta.inode).or_insert_with(|| (path.to_owned(), below.identity()));
+            return Ok((anchor.1 != below.identity()).then_some(What::Modified));
+        }
+        Ok(None)
+    }
+
+    fn deleted(&mut self, path: PathBuf, below: &Meta, refused: Option<Refusal>) -> Result<(), Error> {
+        let mut change = self.change(&path, What::Deleted, below, refused);
+        if self.protected.refuses(&path, None) {
+            change.refused = change.refused.or(Some(Refusal::Protected));
+        }
+        if below.node == Node::Directory {
+            let (refused, conflict) = self.examine(&path)?;
+            change.refused = change.refused.or(refused);
+            change.conflict = conflict;
+        } else {
+            change.conflict = self.since.is_before(below);
+        }
+        self.push(change)
+    }
+
+    /// What speaks against taking away a folder of the workspace: files in it that were changed meanwhile, or that can't be
+    /// seen. Folders themselves are not asked: apply changes their times.
+    fn examine(&mut self, folder: &Path) -> Result<(Option<Refusal>, bool), Error> {
+        let mut todo = vec![folder.to_owned()];
+        while let Some(path) = todo.pop() {
+            if length(&path) > LONGEST {
+                return Ok((Some(Refusal::TooLong), false));
+            }
+            let names = match self.reach(&path, |tree, path| tree.names(path)) {
+                Ok(names) => names,
+                Err(Errno::EXDEV) => return Ok((Some(Refusal::Mounted), false)),
+                Err(Errno::EACCES) => return Ok((Some(Refusal::Unreadable), false)),
+                Err(errno) => return Err(at("look into", &path)(errno.into())),
+            };
+            for name in names {
+                let path = path.join(name);
+                match self.below(&path)? {
+                    Some(meta) if meta.node == Node::Directory => todo.push(path),
+                    Some(meta) if self.since.is_before(&meta) => return Ok((None, true)),
+                    _ => {}
+                }
+            }
+        }
+        Ok((None, false))
+    }
+
+    fn below(&mut self, path: &Path) -> Result<Option<Meta>, Error> {
+        self.reach(path, Tree::meta).map_err(|errno| at("look at", path)(errno.into()))
+    }
+
+    /// Looks into the workspace; after an interrupted apply, which has set final permissions, opens up what the caller owns.
+    fn reach<T>(&mut self, path: &Path, look: impl Fn(&mut Tree, &Path) -> nix::Result<T>) -> nix::Result<T> {
+        match look(self.workspace, path) {
+            Err(Errno::EACCES) if self.may_open => {
+                self.workspace.open_up(path, &mut self.found.opened)?;
+                look(self.workspace, path)
+            }
+            result => result,
+        }
+    }
+
+    fn change(&self, path: &Path, what: What, meta: &Meta, refused: Option<Refusal>) -> Change {
+        let becomes = if what == What::Deleted { None } else { Some(meta.node) };
+        let protected = self.protected.refuses(path, becomes).then_some(Refusal::Protected);
+        Change {
+            path: path.to_owned(),
+            what,
+            node: meta.node,
+            refused: refused.or(protected),
+            strips_set_id: false,
+            conflict: false,
+            mode: meta.mode & 0o777,
+            identity: None,
+        }
+    }
+
+    fn refuse(&mut self, path: &Path, node: Node, why: Refusal) -> Result<(), Error> {
+        self.push(Change {
+            path: path.to_owned(),
+            what: What::Added,
+            node,
+            refused: Some(why),
+            strips_set_id: false,
+            conflict: false,
+            mode: 0,
+            identity: None,
+        })
+    }
+
+    fn push(&mut self, mut change: Change) -> Result<(), Error> {
+        // What is not touched is in nobody's way.
+        change.conflict &= change.refused.is_none();
+        self.bytes += length(&change.path) + size_of::<Change>();
+        if self.bytes > MOST_BYTES {
+            return Err(Error::TooMany);
+        }
+        self.found.changes.push(change);
+        Ok(())
+    }
+}

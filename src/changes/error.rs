@@ -1,0 +1,124 @@
+//! Why changes can't be kept, read or applied, and the cure where there is one.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::upper::Foreign;
+
+/// A failure. Nothing more of the workspace is changed after it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A system call's.
+    #[error("cannot {verb} {path:?}")]
+    Io {
+        /// What was tried.
+        verb: &'static str,
+        /// Of what; paths below a workspace are relative to it.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A mark of overlayfs that this does not read: the mount was not made as Shannot makes it.
+    #[error("{path:?} carries {attribute}, which an overlay of Shannot's never has")]
+    Foreign {
+        /// Relative to the workspace.
+        path: PathBuf,
+        /// Without its name space.
+        attribute: Foreign,
+    },
+    /// The changes of a hostile command.
+    #[error("there are more changes than can be listed")]
+    TooMany,
+    /// Somebody changes the workspace while it is written.
+    #[error("{0:?} was replaced in the workspace meanwhile")]
+    Swapped(PathBuf),
+    /// At the recorded path.
+    #[error("{0:?} is not the folder that the run was started in")]
+    OtherWorkspace(PathBuf),
+    /// Nothing begins so.
+    #[error("there is no run {0:?}")]
+    NoRun(String),
+    /// More than one does.
+    #[error("{prefix:?} is the beginning of several runs: {}", .runs.join(", "))]
+    Ambiguous {
+        /// What was asked for.
+        prefix: String,
+        /// What it may be.
+        runs: Vec<String>,
+    },
+    /// Its command has not ended, or another command of Shannot's looks at it.
+    #[error("run {0} is in use")]
+    InUse(String),
+    /// Its record can't be understood.
+    #[error("cannot read the record of run {id}")]
+    Record {
+        /// Which.
+        id: String,
+        /// Why not.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// No path that `--only` or `--artifact` could mean.
+    #[error("{0:?} is not in the workspace")]
+    NotInside(PathBuf),
+    /// There is nothing of that name.
+    #[error("nothing was changed at {0:?}")]
+    NotChanged(PathBuf),
+    /// The command left no such file.
+    #[error("{0:?} does not exist in the workspace as the command left it")]
+    NoArtifact(PathBuf),
+    /// Neither XDG_STATE_HOME nor HOME.
+    #[error("there is no folder to keep changes in")]
+    NoPlace,
+    /// Somebody else could change it.
+    #[error("{0:?} does not belong to the caller alone")]
+    Untrusted(PathBuf),
+    /// overlayfs refuses it as its upper directory.
+    #[error("cannot keep changes in {path:?}: it is on {file_system}")]
+    Unfit {
+        /// The store.
+        path: PathBuf,
+        /// What it is on.
+        file_system: &'static str,
+    },
+    /// overlayfs refuses an upper directory below the lower one.
+    #[error("cannot keep changes in {store:?}: it lies in the workspace {workspace:?}")]
+    Inside {
+        /// The store.
+        store: PathBuf,
+        /// The workspace.
+        workspace: PathBuf,
+    },
+}
+
+impl Error {
+    /// The cure, where one is known.
+    pub fn hint(&self) -> Option<String> {
+        let elsewhere = "set XDG_STATE_HOME to a folder of yours on a local file system (ext4, xfs, btrfs, tmpfs)";
+        match self {
+            Error::NoPlace | Error::Unfit { .. } => Some(elsewhere.to_owned()),
+            Error::Inside { .. } => Some("set XDG_STATE_HOME to a folder outside of the workspace".to_owned()),
+            Error::Untrusted(_) => Some("it must be yours, and writable by nobody else: chown, chmod go-w".to_owned()),
+            Error::NoRun(_) | Error::Ambiguous { .. } => {
+                Some("`shannot changes list` shows what there is; `last` is the newest".to_owned())
+            }
+            Error::Swapped(_) => {
+                Some("when nothing writes in the workspace any more, apply again: it goes on".to_owned())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Makes an error of what went wrong with a path.
+pub(super) fn at(verb: &'static str, path: &Path) -> impl Fn(io::Error) -> Error + use<> {
+    let path = if path.as_os_str().is_empty() { PathBuf::from(".") } else { path.to_owned() };
+    move |source| Error::Io { verb, path: path.clone(), source }
+}
+
+/// The same of a system call.
+pub(super) fn at_errno(verb: &'static str, path: &Path) -> impl Fn(nix::errno::Errno) -> Error + use<> {
+    let make = at(verb, path);
+    move |errno| make(errno.into())
+}

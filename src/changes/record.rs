@@ -1,0 +1,106 @@
+//! What is noted of a run beside its changes: `run.json`.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{OFlag, openat, renameat};
+use nix::sys::stat::Mode;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::error::{Error, at, at_errno};
+
+/// Its name, and that of one that is not finished.
+const FILE: &str = "run.json";
+const NEW: &str = "run.json.new";
+
+/// How far a run has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Its command has not ended; without a process that holds it: the launcher was killed.
+    Running,
+    /// Its command has ended, nothing is applied.
+    Finished,
+    /// Some of it is applied: a part was asked for, or apply was interrupted and can be run again.
+    Applying,
+    /// All is applied but what was refused.
+    Applied,
+}
+
+impl State {
+    /// The word in lists.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Running => "running",
+            State::Finished => "finished",
+            State::Applying => "applying",
+            State::Applied => "applied",
+        }
+    }
+}
+
+/// What is known of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The workspace: an absolute path without links.
+    #[serde(serialize_with = "write_path", deserialize_with = "read_path")]
+    pub workspace: PathBuf,
+    /// Which folder that was (stat(2), st_dev).
+    pub device: u64,
+    /// The same (st_ino).
+    pub inode: u64,
+    /// When it started: seconds and nanoseconds since the epoch.
+    pub start: (i64, i64),
+    /// How far it has come.
+    pub state: State,
+    /// The command's exit code, once it has ended.
+    pub exit_code: Option<u8>,
+}
+
+impl Record {
+    pub(super) fn read(folder: impl AsFd, id: &str) -> Result<Self, Error> {
+        let path = Path::new(FILE);
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = openat(folder, path, flags, Mode::empty()).map_err(at_errno("open", path))?;
+        let mut text = Vec::new();
+        File::from(file).take(1 << 16).read_to_end(&mut text).map_err(at("read", path))?;
+        serde_json::from_slice(&text).map_err(|source| Error::Record { id: id.to_owned(), source })
+    }
+
+    /// In one step: a reader finds the old or the new one.
+    pub(super) fn write(&self, folder: impl AsFd, id: &str) -> Result<(), Error> {
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let (path, new) = (Path::new(FILE), Path::new(NEW));
+        let text = serde_json::to_vec(self).map_err(|source| Error::Record { id: id.to_owned(), source })?;
+        let file = openat(&folder, new, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(at_errno("write", path))?;
+        File::from(file).write_all(&text).map_err(at("write", path))?;
+        renameat(&folder, new, &folder, path).map_err(at_errno("write", path))
+    }
+}
+
+/// A path that is text, or its bytes.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+fn write_path<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    let written = match path.to_str() {
+        Some(text) => Written::Text(text.to_owned()),
+        None => Written::Bytes(path.as_os_str().as_bytes().to_vec()),
+    };
+    written.serialize(serializer)
+}
+
+fn read_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    Ok(match Written::deserialize(deserializer)? {
+        Written::Text(text) => text.into(),
+        Written::Bytes(bytes) => OsString::from_vec(bytes).into(),
+    })
+}

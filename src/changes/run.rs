@@ -1,0 +1,213 @@
+//! One run's changes: what there is to show, apply and copy out.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path, PathBuf};
+
+use nix::fcntl::{Flock, OFlag, openat};
+use nix::sys::stat::{Mode, fstat};
+
+use super::apply::{Apply, own_name};
+use super::artifact::{self, LeftOut};
+use super::change::{Change, Node, Protected, What};
+use super::diff::{Found, Since, Walk};
+use super::error::{Error, at, at_errno};
+use super::record::{Record, State};
+use super::tree::{FOLDER, Meta, Tree};
+use super::upper::{Modes, Upper};
+
+/// Held by whoever runs, shows or applies; gone with the process, however that ends.
+pub(super) type Lock = Flock<OwnedFd>;
+
+/// How to apply.
+#[derive(Debug)]
+pub struct Options<'a> {
+    /// What is never changed.
+    pub protected: &'a Protected,
+    /// Also what was changed in the workspace meanwhile, and again what was applied already.
+    pub force: bool,
+    /// Nothing but these and what is in them; all if there are none. Absolute, or relative to the workspace.
+    pub only: &'a [PathBuf],
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub enum Applied {
+    /// It was applied before, and nothing was done.
+    Before,
+    /// Nothing was changed, because these were changed in the workspace meanwhile.
+    Conflicts(Vec<Change>),
+    /// These were applied, but for what [`Change::is_refused`].
+    Done(Vec<Change>),
+}
+
+/// A run. Nobody else uses it as long as this lives.
+#[derive(Debug)]
+pub struct Run {
+    path: PathBuf,
+    id: String,
+    folder: Lock,
+    record: Record,
+}
+
+impl Run {
+    pub(super) fn new(path: PathBuf, id: String, folder: Lock, record: Record) -> Self {
+        Self { path, id, folder, record }
+    }
+
+    /// Its name: the time it was made, and four digits.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Where the overlay's changes go.
+    pub fn upper(&self) -> PathBuf {
+        self.path.join("upper")
+    }
+
+    /// overlayfs's own.
+    pub fn work(&self) -> PathBuf {
+        self.path.join("work")
+    }
+
+    /// What is known of it.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Its command has ended, and everything that it had started.
+    ///
+    /// # Errors
+    /// Those of writing the record.
+    pub fn finish(&mut self, exit_code: u8) -> Result<(), Error> {
+        self.record.exit_code = Some(exit_code);
+        self.set_state(State::Finished)
+    }
+
+    /// What the command changed, sorted by path. Nothing of the workspace is touched.
+    ///
+    /// # Errors
+    /// [`Error::OtherWorkspace`], [`Error::Foreign`], [`Error::TooMany`], and those of reading.
+    pub fn changes(&self, protected: &Protected) -> Result<Vec<Change>, Error> {
+        let (mut upper, mut workspace) = (self.open_upper()?, self.open_workspace()?);
+        self.find(&mut upper, &mut workspace, protected, false).map(|found| found.changes)
+    }
+
+    /// Makes the workspace what the command saw. It can be interrupted at any moment, and run again.
+    ///
+    /// # Errors
+    /// As [`Run::changes`]; [`Error::NotInside`] and [`Error::NotChanged`] of `only`; [`Error::Swapped`] and those of writing,
+    /// after which it can be run again.
+    pub fn apply(&mut self, options: &Options<'_>) -> Result<Applied, Error> {
+        if self.record.state == State::Applied && !options.force {
+            return Ok(Applied::Before);
+        }
+        let only = options.only.iter().map(|path| self.inside(path)).collect::<Result<Vec<_>, _>>()?;
+        let (mut upper, mut workspace) = (self.open_upper()?, self.open_workspace()?);
+        let is_begun = self.is_begun();
+        let mut found = self.find(&mut upper, &mut workspace, options.protected, is_begun)?;
+        let mut changes = std::mem::take(&mut found.changes);
+        select(&mut changes, &only)?;
+        let (folders, opened) = (std::mem::take(&mut found.folders), std::mem::take(&mut found.opened));
+        let own = own_name(&self.id);
+        let prepare = at_errno("prepare", &self.record.workspace);
+        let apply = Apply::new(&mut upper, workspace, &own, &mut found).map_err(prepare)?;
+        if !options.force && changes.iter().any(|change| change.conflict) {
+            apply.all(&[], &[], opened)?;
+            changes.retain(|change| change.conflict);
+            return Ok(Applied::Conflicts(changes));
+        }
+        self.set_state(State::Applying)?;
+        apply.all(&changes, &folders, opened)?;
+        if only.is_empty() {
+            self.set_state(State::Applied)?;
+        }
+        Ok(Applied::Done(changes))
+    }
+
+    /// Copies a file or a tree, as the command left it, to a path that does not exist yet. Links are copied as links, unless
+    /// they lead out; those, and special files, are left out and named.
+    ///
+    /// # Errors
+    /// [`Error::NotInside`], [`Error::NoArtifact`]; EEXIST where there is something already; those of reading and writing.
+    pub fn artifact(&self, path: &Path, destination: &Path) -> Result<Vec<LeftOut>, Error> {
+        let path = self.inside(path)?;
+        artifact::copy(&mut self.open_upper()?, &mut self.open_workspace()?, &path, destination)
+    }
+
+    fn is_begun(&self) -> bool {
+        matches!(self.record.state, State::Applying | State::Applied)
+    }
+
+    fn set_state(&mut self, state: State) -> Result<(), Error> {
+        self.record.state = state;
+        self.record.write(&*self.folder, &self.id)
+    }
+
+    fn find(
+        &self,
+        upper: &mut Upper,
+        workspace: &mut Tree,
+        protected: &Protected,
+        may_open: bool,
+    ) -> Result<Found, Error> {
+        let since = Since { start: self.record.start, is_begun: self.is_begun() };
+        let own = &own_name(&self.id);
+        Walk { upper, workspace, protected, since, own, found: Found::default(), bytes: 0, may_open }.all()
+    }
+
+    fn open_upper(&self) -> Result<Upper, Error> {
+        let path = self.upper();
+        let flags = OFlag::O_PATH | FOLDER;
+        let root = openat(&*self.folder, "upper", flags, Mode::empty()).map_err(at_errno("open", &path))?;
+        let modes = self.path.join("modes");
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_APPEND | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = openat(&*self.folder, "modes", flags, Mode::S_IRUSR | Mode::S_IWUSR);
+        let mut file = File::from(file.map_err(at_errno("open", &modes))?);
+        let mut text = String::new();
+        file.read_to_string(&mut text).map_err(at("read", &modes))?;
+        Upper::new(root, Modes::new(file, &text)).map_err(at_errno("open", &path))
+    }
+
+    fn open_workspace(&self) -> Result<Tree, Error> {
+        let path = &self.record.workspace;
+        let tree = Tree::open(path).map_err(at_errno("open", path))?;
+        let meta = Meta::from(fstat(tree.root()).map_err(at_errno("look at", path))?);
+        let is_same = meta.node == Node::Directory && meta.identity() == (self.record.device, self.record.inode);
+        if is_same { Ok(tree) } else { Err(Error::OtherWorkspace(path.clone())) }
+    }
+
+    /// A path of the workspace, relative to it.
+    fn inside(&self, path: &Path) -> Result<PathBuf, Error> {
+        let outside = || Error::NotInside(path.to_owned());
+        let relative =
+            if path.is_absolute() { path.strip_prefix(&self.record.workspace).map_err(|_| outside())? } else { path };
+        let mut clean = PathBuf::new();
+        for part in relative.components() {
+            match part {
+                Component::Normal(name) => clean.push(name),
+                Component::CurDir => {}
+                _ => return Err(outside()),
+            }
+        }
+        Ok(clean)
+    }
+}
+
+/// Keeps what is asked for, and the new folders that it lies in.
+fn select(changes: &mut Vec<Change>, only: &[PathBuf]) -> Result<(), Error> {
+    if only.is_empty() {
+        return Ok(());
+    }
+    for path in only {
+        if !changes.iter().any(|change| change.path.starts_with(path)) {
+            return Err(Error::NotChanged(path.clone()));
+        }
+    }
+    changes.retain(|change| {
+        let is_around = change.node == Node::Directory && matches!(change.what, What::Added | What::Retyped);
+        only.iter().any(|path| change.path.starts_with(path) || (is_around && path.starts_with(&change.path)))
+    });
+    Ok(())
+}

@@ -1,0 +1,321 @@
+//! Where the changes of runs are kept: `…/shannot/runs/RUN`, each with `upper`, `work` and `run.json`. Only their owner can
+//! look into it.
+
+use std::collections::hash_map::RandomState;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::hash::{BuildHasher, Hasher};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag, open, openat, renameat};
+use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
+use nix::sys::statfs::{self, FsType, fstatfs};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{Gid, Uid, fchown, geteuid};
+
+use super::error::{Error, at, at_errno};
+use super::record::{Record, State};
+use super::remove::remove;
+use super::run::{Lock, Run};
+use super::tree::{FOLDER, Meta, name_of};
+
+/// What overlayfs refuses as an upper directory, or can't leave its marks in.
+const UNFIT: &[(FsType, &str)] = &[
+    (statfs::OVERLAYFS_SUPER_MAGIC, "an overlay itself"),
+    (statfs::NFS_SUPER_MAGIC, "NFS"),
+    (statfs::SMB_SUPER_MAGIC, "SMB"),
+    (statfs::MSDOS_SUPER_MAGIC, "FAT"),
+    (statfs::ECRYPTFS_SUPER_MAGIC, "eCryptfs"),
+    (FsType(0x0102_1997), "9p"),
+];
+
+/// A run that is younger may be about to be locked.
+const OLD: Duration = Duration::from_secs(10);
+
+/// The beginning of a name that is being removed.
+const GONE: &str = ".gone-";
+
+/// A line of `shannot changes list`.
+#[derive(Debug, Clone)]
+pub struct Listed {
+    /// Its name.
+    pub id: String,
+    /// What is known of it; nothing where its record is broken.
+    pub record: Option<Record>,
+    /// A process holds it.
+    pub is_in_use: bool,
+}
+
+/// The changes of a caller's runs.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    folder: OwnedFd,
+}
+
+impl Store {
+    /// The caller's: below `$XDG_STATE_HOME`, else `~/.local/state`; for root with another's HOME, with `/` or with none,
+    /// `/var/lib`. It is made if there is none.
+    ///
+    /// # Errors
+    /// [`Error::NoPlace`], [`Error::Untrusted`], and those of making folders.
+    pub fn of_caller() -> Result<Self, Error> {
+        let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        if let Some(state) = absolute("XDG_STATE_HOME") {
+            return Self::at(&state);
+        }
+        let is_root = geteuid().is_root();
+        let is_own = |home: &Path| home != "/" && fs::metadata(home).is_ok_and(|metadata| metadata.uid() == 0);
+        match absolute("HOME").filter(|home| !is_root || is_own(home)) {
+            Some(home) => Self::at(&home.join(".local/state")),
+            None if is_root => Self::at(Path::new("/var/lib")),
+            None => Err(Error::NoPlace),
+        }
+    }
+
+    /// Below a folder of the caller's choice, which is made if it does not exist.
+    ///
+    /// # Errors
+    /// [`Error::Untrusted`], and those of making folders.
+    pub fn at(state: &Path) -> Result<Self, Error> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(state).map_err(at("make", state))?;
+        let mut path = fs::canonicalize(state).map_err(at("look at", state))?;
+        let mut folder = open(&path, FOLDER, Mode::empty()).map_err(at_errno("open", &path))?;
+        for name in ["shannot", "runs"] {
+            path.push(name);
+            match mkdirat(&folder, name, Mode::S_IRWXU) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(at_errno("make", &path)(errno)),
+            }
+            folder = openat(&folder, name, FOLDER, Mode::empty()).map_err(at_errno("open", &path))?;
+            let meta = Meta::from(fstat(&folder).map_err(at_errno("look at", &path))?);
+            if meta.uid != geteuid().as_raw() || meta.mode & 0o022 != 0 {
+                return Err(Error::Untrusted(path));
+            }
+        }
+        Ok(Self { path, folder })
+    }
+
+    /// A new run on a workspace. What others left behind without changes is swept away.
+    ///
+    /// # Errors
+    /// [`Error::Unfit`] and [`Error::Inside`], where overlayfs would refuse; those of making folders.
+    pub fn create(&self, workspace: &Path) -> Result<Run, Error> {
+        let workspace = fs::canonicalize(workspace).map_err(at("look at", workspace))?;
+        let metadata = fs::metadata(&workspace).map_err(at("look at", &workspace))?;
+        if !metadata.is_dir() {
+            return Err(at_errno("work in", &workspace)(Errno::ENOTDIR));
+        }
+        if self.path.starts_with(&workspace) {
+            return Err(Error::Inside { store: self.path.clone(), workspace });
+        }
+        let kind = fstatfs(&self.folder).map_err(at_errno("look at", &self.path))?.filesystem_type();
+        if let Some((_, file_system)) = UNFIT.iter().find(|(unfit, _)| *unfit == kind) {
+            return Err(Error::Unfit { path: self.path.clone(), file_system });
+        }
+        self.sweep();
+        let (id, lock) = self.make_folder()?;
+        for name in ["upper", "work"] {
+            mkdirat(&*lock, name, Mode::S_IRWXU).map_err(at_errno("make", &self.path.join(&id).join(name)))?;
+        }
+        dress(&*lock, &metadata).map_err(at_errno("make", &self.path.join(&id).join("upper")))?;
+        let record = Record {
+            workspace,
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            start: start(),
+            state: State::Running,
+            exit_code: None,
+        };
+        record.write(&*lock, &id)?;
+        Ok(Run::new(self.path.join(&id), id, lock, record))
+    }
+
+    /// A run by its name, by the beginning of it, or the newest by `last`.
+    ///
+    /// # Errors
+    /// [`Error::NoRun`], [`Error::Ambiguous`], [`Error::InUse`], [`Error::Record`].
+    pub fn open(&self, name: &str) -> Result<Run, Error> {
+        let (id, lock) = self.take(name)?;
+        let record = Record::read(&*lock, &id)?;
+        Ok(Run::new(self.path.join(&id), id, lock, record))
+    }
+
+    /// Removes a run, and what is kept of it.
+    ///
+    /// # Errors
+    /// As [`Store::open`]; those of removing.
+    pub fn discard(&self, name: &str) -> Result<String, Error> {
+        let (id, lock) = self.take(name)?;
+        self.remove(&id, &lock)?;
+        Ok(id)
+    }
+
+    /// All runs, the oldest first.
+    ///
+    /// # Errors
+    /// Those of looking into the store.
+    pub fn list(&self) -> Result<Vec<Listed>, Error> {
+        let mut runs = Vec::new();
+        for id in self.ids()? {
+            match self.lock(&id) {
+                Ok(lock) => runs.push(Listed { record: Record::read(&*lock, &id).ok(), id, is_in_use: false }),
+                Err(Error::InUse(_)) => {
+                    let folder = openat(&self.folder, id.as_str(), FOLDER, Mode::empty());
+                    let record = folder.ok().and_then(|folder| Record::read(folder, &id).ok());
+                    runs.push(Listed { id, record, is_in_use: true });
+                }
+                // Gone meanwhile.
+                Err(_) => {}
+            }
+        }
+        runs.sort_by_key(|run| {
+            let start = run.record.as_ref().map(|record| record.start);
+            (run.id.get(..15).map(str::to_owned), start, run.id.clone())
+        });
+        Ok(runs)
+    }
+
+    fn names(&self) -> Result<Vec<OsString>, Error> {
+        let look = at_errno("look into", &self.path);
+        let mut stream = Dir::openat(&self.folder, ".", FOLDER, Mode::empty()).map_err(&look)?;
+        let mut names = Vec::new();
+        for entry in stream.iter() {
+            names.extend(name_of(entry.map_err(&look)?.file_name().to_bytes()));
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn ids(&self) -> Result<Vec<String>, Error> {
+        Ok(self.names()?.into_iter().filter_map(|name| name.into_string().ok()).filter(|name| is_id(name)).collect())
+    }
+
+    fn take(&self, name: &str) -> Result<(String, Lock), Error> {
+        let none = || Error::NoRun(name.to_owned());
+        let id = if name == "last" {
+            self.list()?.pop().ok_or_else(none)?.id
+        } else {
+            let mut runs: Vec<String> = self.ids()?.into_iter().filter(|id| id.starts_with(name)).collect();
+            match (runs.pop(), runs.is_empty()) {
+                (Some(id), true) if !name.is_empty() => id,
+                (Some(id), false) if !name.is_empty() => {
+                    runs.push(id);
+                    return Err(Error::Ambiguous { prefix: name.to_owned(), runs });
+                }
+                _ => return Err(none()),
+            }
+        };
+        let lock = self.lock(&id)?;
+        Ok((id, lock))
+    }
+
+    fn lock(&self, id: &str) -> Result<Lock, Error> {
+        let path = self.path.join(id);
+        let folder = openat(&self.folder, id, FOLDER, Mode::empty()).map_err(at_errno("open", &path))?;
+        Flock::lock(folder, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+            Errno::EWOULDBLOCK => Error::InUse(id.to_owned()),
+            errno => at_errno("lock", &path)(errno),
+        })
+    }
+
+    fn make_folder(&self) -> Result<(String, Lock), Error> {
+        loop {
+            let id = new_id();
+            match mkdirat(&self.folder, id.as_str(), Mode::S_IRWXU) {
+                Ok(()) => return self.lock(&id).map(|lock| (id, lock)),
+                Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(at_errno("make", &self.path.join(id))(errno)),
+            }
+        }
+    }
+
+    /// The name goes first: what is half removed is no run any more.
+    fn remove(&self, id: &str, _held: &Lock) -> Result<(), Error> {
+        let failed = at_errno("remove", &self.path.join(id));
+        let gone = format!("{GONE}{id}");
+        renameat(&self.folder, id, &self.folder, gone.as_str()).map_err(&failed)?;
+        remove(&self.folder, OsStr::new(&gone)).map_err(&failed)
+    }
+
+    /// Removes runs without changes that no process holds, and what a killed removal left. That some can't be removed keeps
+    /// nobody from running.
+    fn sweep(&self) {
+        for name in self.names().unwrap_or_default() {
+            let Some(name) = name.to_str() else { continue };
+            let swept = if name.starts_with(GONE) {
+                remove(&self.folder, OsStr::new(name)).map_err(at_errno("remove", &self.path))
+            } else if is_id(name)
+                && let Ok(lock) = self.lock(name)
+                && is_left(&lock)
+            {
+                self.remove(name, &lock)
+            } else {
+                continue;
+            };
+            if swept.is_err() {
+                // The next run tries again.
+            }
+        }
+    }
+}
+
+/// Nothing was changed, and nobody is about to.
+fn is_left(folder: &Lock) -> bool {
+    let is_old = fstat(&**folder).is_ok_and(|stat| {
+        let seconds = Duration::from_secs(stat.st_mtime.unsigned_abs());
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + seconds).is_ok_and(|age| age > OLD)
+    });
+    let is_empty = || match Dir::openat(&**folder, "upper", FOLDER, Mode::empty()) {
+        Ok(mut upper) => {
+            upper.iter().all(|entry| entry.is_ok_and(|entry| name_of(entry.file_name().to_bytes()).is_none()))
+        }
+        Err(errno) => errno == Errno::ENOENT,
+    };
+    is_old && is_empty()
+}
+
+/// Gives `upper` the permissions and the owner of the workspace: it is what the command sees as the folder's own.
+fn dress(folder: impl AsFd, workspace: &fs::Metadata) -> nix::Result<()> {
+    let upper = openat(folder, "upper", OFlag::O_RDONLY | FOLDER, Mode::empty())?;
+    if geteuid().is_root() {
+        fchown(&upper, Some(Uid::from_raw(workspace.uid())), Some(Gid::from_raw(workspace.gid())))?;
+    }
+    fchmod(&upper, Mode::from_bits_truncate(workspace.mode() & 0o1777))
+}
+
+fn is_id(name: &str) -> bool {
+    let shape = "00000000-000000-0000";
+    name.len() == shape.len()
+        && name.bytes().zip(shape.bytes()).all(|(byte, shape)| match shape {
+            b'-' => byte == b'-',
+            _ => byte.is_ascii_hexdigit(),
+        })
+}
+
+/// The time (UTC), and something that two of the same second differ in.
+fn new_id() -> String {
+    let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    let digits: String = time.chars().filter(char::is_ascii_digit).collect();
+    let (date, time) = digits.split_at_checked(8).unwrap_or((&digits, ""));
+    format!("{date}-{time}-{:04x}", RandomState::new().build_hasher().finish() & 0xffff)
+}
+
+/// Now, and not before file systems would say later: they take the time of the last tick, a few milliseconds ago. What was
+/// changed before this call is then older, and what is changed after it is younger.
+fn start() -> (i64, i64) {
+    let now = |clock| clock_gettime(clock).map_or((0, 0), |time| (time.tv_sec(), time.tv_nsec()));
+    let start = now(ClockId::CLOCK_REALTIME);
+    for _ in 0..100 {
+        if now(ClockId::CLOCK_REALTIME_COARSE) > start {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    start
+}

@@ -1,0 +1,1 @@
+//! The marks of overlayfs, made by hand.
