@@ -17,6 +17,7 @@ mod bwrap;
 mod bwrap_differential;
 mod bwrap_handed;
 mod bwrap_messages;
+mod changes;
 mod ci;
 mod ci_systems;
 mod command_line;

@@ -61,6 +61,13 @@ pub(super) enum Command {
     /// List, show and check profiles
     #[command(subcommand)]
     Profile(Profile),
+    /// List, show, apply and discard what a command changed in an overlay of its workspace
+    #[command(
+        subcommand,
+        after_help = "RUN is what `list` shows, the beginning of it, or `last`.\n\nExit codes: 0 done; 1 something was refused, or nothing \
+                      was applied because the workspace was changed meanwhile; 125 failure."
+    )]
+    Changes(Changes),
     /// Compile, check and explain filters of system calls
     #[command(subcommand)]
     Seccomp(Seccomp),
@@ -324,6 +331,43 @@ pub(super) enum Profile {
     },
     /// The JSON Schema of profiles
     Schema,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Changes {
+    /// Runs whose changes are kept
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// What a run changed: A added, M modified, D deleted, T another type, m permissions only, ! not carried over
+    Show {
+        /// Which run
+        run: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make the workspace what the command saw; can be interrupted and run again
+    Apply {
+        /// Which run
+        run: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        /// Also over what was changed in the workspace meanwhile, and again what was applied already
+        #[arg(long)]
+        force: bool,
+        /// Only these, and what is in them; relative to the workspace
+        #[arg(long, value_name = "PATH", num_args = 1..)]
+        only: Vec<PathBuf>,
+    },
+    /// Remove a run, and its changes with it
+    Discard {
+        /// Which run
+        run: String,
+    },
 }
 
 /// A policy or a filter, and the machine that it is meant for.

@@ -3,6 +3,7 @@
 mod args;
 mod bwrap;
 mod canary;
+mod changes;
 mod ci;
 mod doctor;
 mod launch;
@@ -101,6 +102,7 @@ fn dispatch(cli: Cli) -> Result<u8, Complaint> {
         Command::Doctor(options) => doctor::doctor(&common, &options),
         Command::Export => profiles::export(&common),
         Command::Profile(what) => profiles::profile(&common, &what),
+        Command::Changes(what) => changes::changes(&what),
         Command::Seccomp(what) => seccomp::seccomp(&what),
         Command::Completions { shell } => {
             let mut text = Vec::new();
