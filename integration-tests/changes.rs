@@ -35,6 +35,16 @@ pub fn own_all(path: &Path, caller: Caller) {
     }
 }
 
+/// Gives the store and its runs to a user, but not what is in their upper directories.
+fn give(state: &Path, user: u32) {
+    let inside = |path: PathBuf| fs::read_dir(path).into_iter().flatten().map(|entry| entry.unwrap().path());
+    let runs = state.join("shannot/runs");
+    let folders = [state.to_owned(), state.join("shannot"), runs.clone()].into_iter().filter(|path| path.exists());
+    for path in folders.chain(inside(runs.clone())).chain(inside(runs).flat_map(inside)) {
+        std::os::unix::fs::lchown(&path, Some(user), Some(user)).unwrap();
+    }
+}
+
 /// All paths of a tree, links not followed.
 fn walk(top: &Path) -> Vec<PathBuf> {
     let mut found = vec![top.to_owned()];
@@ -61,14 +71,17 @@ impl Job {
 
     /// A new run, whose folders belong to the caller.
     pub fn begin(&mut self) -> Run {
-        own_all(&self.state, Caller::Own);
-        for entry in walk(&self.state) {
-            std::os::unix::fs::lchown(&entry, Some(nix::unistd::geteuid().as_raw()), None).unwrap();
-        }
+        give(&self.state, nix::unistd::geteuid().as_raw());
         let run = Store::at(&self.state).unwrap().create(&self.workspace).unwrap();
         self.id = run.id().to_owned();
-        own_all(&self.state, self.caller);
+        self.give_back();
         run
+    }
+
+    /// Lets the caller have what the test has made in the store.
+    pub fn give_back(&self) {
+        let own = nix::unistd::geteuid().as_raw();
+        give(&self.state, if self.caller == Caller::Nobody { NOBODY } else { own });
     }
 
     /// A shell script in the overlay, as the caller without capabilities: `shannot run` has no overlays yet.
@@ -99,7 +112,7 @@ impl Job {
         assert_eq!(listing(&self.workspace), before, "changed before it was applied");
         run.finish(0).unwrap();
         drop(run);
-        own_all(&self.state, self.caller);
+        self.give_back();
         Some(result.stdout)
     }
 
@@ -310,10 +323,7 @@ fn artifacts_are_copied_from_what_the_command_saw() {
         if !job.run(script) {
             continue;
         }
-        own_all(&job.state, Caller::Own);
-        for entry in walk(&job.state) {
-            std::os::unix::fs::lchown(&entry, Some(nix::unistd::geteuid().as_raw()), None).unwrap();
-        }
+        give(&job.state, nix::unistd::geteuid().as_raw());
         let run = Store::at(&job.state).unwrap().open("last").unwrap();
         let to = job.scratch.folder("artifacts", Caller::Own);
         let copy = |from: &str, name: &str| run.artifact(Path::new(from), &to.join(name));
@@ -386,5 +396,5 @@ fn runs_are_kept_apart_and_found_again() {
     job.changes(&["apply", &first_id]).expect_code(125);
     assert!(!job.scratch.path().join("away/b").exists());
     own(&job.state, caller);
-    assert!(job.id.as_bytes().len() == 20 && Path::new(&job.id).as_os_str().as_bytes()[8] == b'-');
+    assert!(job.id.len() == 20 && Path::new(&job.id).as_os_str().as_bytes()[8] == b'-');
 }

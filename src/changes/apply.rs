@@ -98,14 +98,30 @@ impl<'a> Apply<'a> {
     }
 
     fn clear(&mut self, folder: &Path) -> Result<(), Error> {
-        let cleared = self.workspace.folder(folder).and_then(|held| match meta_at(held, self.own) {
-            Err(Errno::ENOENT) => Ok(()),
-            _ => remove(held, self.own),
-        });
+        let mut cleared = self.try_clear(folder);
+        if cleared == Err(Errno::EACCES) {
+            // It has its final permissions already.
+            cleared = self.open_up(folder).and_then(|()| self.try_clear(folder));
+        }
         match cleared {
             Ok(()) | Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EXDEV) => Ok(()),
             Err(errno) => Err(at_errno("clean up", folder)(errno)),
         }
+    }
+
+    fn try_clear(&mut self, folder: &Path) -> nix::Result<()> {
+        let held = self.workspace.folder(folder)?;
+        match meta_at(held, self.own) {
+            Err(Errno::ENOENT) => Ok(()),
+            _ => remove(held, self.own),
+        }
+    }
+
+    /// Until the end.
+    fn open_up(&mut self, folder: &Path) -> nix::Result<()> {
+        let mut opened = Vec::new();
+        self.workspace.open_up(folder, &mut opened)?;
+        opened.into_iter().try_for_each(|path| self.close_again(path).map_err(|_| Errno::EACCES))
     }
 
     fn make(&mut self, change: &Change) -> Result<(), Error> {
@@ -128,11 +144,7 @@ impl<'a> Apply<'a> {
         }
         let mode = self.workspace.folder(folder).and_then(fstat).map(|stat| stat.st_mode);
         if !matches!(mode, Ok(mode) if mode & 0o300 == 0o300) {
-            let mut opened = Vec::new();
-            self.workspace.open_up(folder, &mut opened)?;
-            for path in opened {
-                self.close_again(path).map_err(|_| Errno::EACCES)?;
-            }
+            self.open_up(folder)?;
         }
         self.writable = Some(folder.to_owned());
         Ok(())

@@ -1,1 +1,182 @@
-//! The marks of overlayfs, made by hand.
+//! The marks of overlayfs and the store, made by hand: what needs no mount.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::{Mode, SFlag, mknod};
+
+use super::remove::remove;
+use super::{Applied, Change, Error, Node, Options, Protected, Refusal, Run, Store, What, printable};
+
+/// A store and a workspace with some files in it.
+fn case() -> (tempfile::TempDir, Store, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let workspace = folder.path().join("workspace");
+    fs::create_dir_all(workspace.join("d/e")).unwrap();
+    for name in ["a", "d/f", "d/e/g"] {
+        fs::write(workspace.join(name), name).unwrap();
+    }
+    let store = Store::at(&folder.path().join("state")).unwrap();
+    (folder, store, workspace)
+}
+
+fn whiteout(path: &Path) -> bool {
+    // For root alone, outside of a user namespace.
+    mknod(path, SFlag::S_IFCHR, Mode::empty(), 0).is_ok()
+}
+
+fn apply(run: &mut Run, only: &[PathBuf]) -> Vec<Change> {
+    match run.apply(&Options { protected: &Protected::default(), force: false, only }).unwrap() {
+        Applied::Done(changes) => changes,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn lines(changes: &[Change]) -> Vec<String> {
+    changes.iter().map(|change| format!("{} {}", change.letter(), change.name())).collect()
+}
+
+#[test]
+fn a_whiteout_takes_away_what_is_there_and_is_nothing_else() {
+    let (_folder, store, workspace) = case();
+    let mut run = store.create(&workspace).unwrap();
+    if !whiteout(&run.upper().join("d")) {
+        return;
+    }
+    assert!(whiteout(&run.upper().join("never was")));
+    assert_eq!(lines(&apply(&mut run, &[])), ["D d/"]);
+    assert!(!workspace.join("d").exists() && workspace.join("a").exists());
+    assert!(matches!(
+        run.apply(&Options { protected: &Protected::default(), force: false, only: &[] }),
+        Ok(Applied::Before)
+    ));
+}
+
+#[test]
+fn an_opaque_folder_hides_what_is_below_it_also_deeper() {
+    let (_folder, store, workspace) = case();
+    let mut run = store.create(&workspace).unwrap();
+    fs::create_dir_all(run.upper().join("d/e")).unwrap();
+    fs::write(run.upper().join("d/new"), "").unwrap();
+    if xattr::set(run.upper().join("d"), "user.overlay.opaque", b"y").is_err() {
+        return;
+    }
+    assert_eq!(lines(&run.changes(&Protected::default()).unwrap()), ["D d/e/g", "D d/f", "A d/new"]);
+    apply(&mut run, &[PathBuf::from("d/e")]);
+    assert!(!workspace.join("d/e/g").exists() && workspace.join("d/f").exists() && !workspace.join("d/new").exists());
+    apply(&mut run, &[]);
+    assert!(!workspace.join("d/f").exists() && workspace.join("d/new").exists());
+}
+
+#[test]
+fn a_whiteout_by_attribute_counts_where_the_folder_says_that_there_are_some() {
+    let (_folder, store, workspace) = case();
+    let run = store.create(&workspace).unwrap();
+    fs::create_dir(run.upper().join("d")).unwrap();
+    fs::write(run.upper().join("d/f"), "").unwrap();
+    if xattr::set(run.upper().join("d/f"), "user.overlay.whiteout", b"").is_err() {
+        return;
+    }
+    assert_eq!(lines(&run.changes(&Protected::default()).unwrap()), ["M d/f"]);
+    xattr::set(run.upper().join("d"), "user.overlay.opaque", b"x").unwrap();
+    assert_eq!(lines(&run.changes(&Protected::default()).unwrap()), ["D d/f"]);
+}
+
+#[test]
+fn what_is_copied_up_unchanged_is_no_change() {
+    let (_folder, store, workspace) = case();
+    let run = store.create(&workspace).unwrap();
+    fs::create_dir_all(run.upper().join("d/e")).unwrap();
+    fs::copy(workspace.join("d/e/g"), run.upper().join("d/e/g")).unwrap();
+    assert_eq!(run.changes(&Protected::default()).unwrap(), []);
+    fs::set_permissions(run.upper().join("d/e/g"), fs::Permissions::from_mode(0o600)).unwrap();
+    let changes = run.changes(&Protected::default()).unwrap();
+    assert_eq!((changes[0].what, changes[0].mode), (What::Mode, 0o600));
+    fs::set_permissions(run.upper().join("d/e/g"), fs::Permissions::from_mode(0o4644)).unwrap();
+    assert_eq!(run.changes(&Protected::default()).unwrap()[0].refused, Some(Refusal::SetId));
+}
+
+#[test]
+fn protected_paths_are_the_callers_choice_in_either_case() {
+    let protected = Protected::new(["a/b"]);
+    for (path, becomes, refused) in [
+        ("a/b", Some(Node::File), true),
+        ("A/B/c", Some(Node::File), true),
+        ("a", Some(Node::Directory), false),
+        ("a", Some(Node::Link), true),
+        ("a", None, true),
+        ("a/bc", Some(Node::File), false),
+        (".git/config", Some(Node::File), false),
+    ] {
+        assert_eq!(protected.refuses(Path::new(path), becomes), refused, "{path}");
+    }
+}
+
+#[test]
+fn names_can_be_printed() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    assert_eq!(printable(OsStr::from_bytes(b"a\n\x1b[1m\xff\"'")), "a\\n\\u{1b}[1m\\xff\"'");
+    assert_eq!(printable(OsStr::new("zoë \u{202e}x")), "zoë \\u{202e}x");
+}
+
+#[test]
+fn any_tree_can_be_removed_without_recursion_and_without_following() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = folder.path().join("kept");
+    fs::write(&kept, "").unwrap();
+    let top = folder.path().join("top");
+    fs::create_dir(&top).unwrap();
+    // 5,000 folders deep: each is made around the one before it.
+    for _ in 0..5_000 {
+        let next = folder.path().join("next");
+        fs::create_dir(&next).unwrap();
+        fs::rename(&top, next.join("0")).unwrap();
+        fs::rename(&next, &top).unwrap();
+    }
+    std::os::unix::fs::symlink(folder.path(), top.join("link")).unwrap();
+    for number in 0..3000 {
+        fs::write(top.join(format!("{number}x")), "").unwrap();
+    }
+    fs::create_dir_all(top.join("shut/inner")).unwrap();
+    fs::set_permissions(top.join("shut"), fs::Permissions::from_mode(0o0)).unwrap();
+    let parent = fs::File::open(folder.path()).unwrap();
+    remove(&parent, "top".as_ref()).unwrap();
+    remove(&parent, "top".as_ref()).unwrap();
+    assert!(!top.exists() && kept.exists());
+}
+
+#[test]
+fn a_run_has_a_record_and_folders_like_the_workspace() {
+    let (_folder, store, workspace) = case();
+    fs::set_permissions(&workspace, fs::Permissions::from_mode(0o751)).unwrap();
+    let mut run = store.create(&workspace).unwrap();
+    assert_eq!(fs::metadata(run.upper()).unwrap().mode() & 0o7777, 0o751);
+    assert!(matches!(store.open(run.id()), Err(Error::InUse(_))));
+    run.finish(3).unwrap();
+    let (id, record) = (run.id().to_owned(), run.record().clone());
+    drop(run);
+    assert_eq!(store.open(&id).unwrap().record(), &record);
+    assert_eq!((record.exit_code, record.workspace.clone()), (Some(3), fs::canonicalize(&workspace).unwrap()));
+    fs::write(store.open("last").unwrap().upper().join("../run.json"), "{").unwrap();
+    assert!(matches!(store.open("last"), Err(Error::Record { .. })));
+    assert!(store.list().unwrap()[0].record.is_none());
+    store.discard(&id[..4]).unwrap();
+    assert!(store.list().unwrap().is_empty());
+}
+
+#[test]
+fn what_is_written_after_the_start_is_younger_and_what_was_before_is_older() {
+    let (_folder, store, workspace) = case();
+    for _ in 0..20 {
+        fs::write(workspace.join("before"), "").unwrap();
+        let run = store.create(&workspace).unwrap();
+        fs::write(workspace.join("after"), "").unwrap();
+        let ctime = |name: &str| {
+            let metadata = fs::metadata(workspace.join(name)).unwrap();
+            (metadata.ctime(), metadata.ctime_nsec())
+        };
+        assert!(ctime("before") <= run.record().start && ctime("after") > run.record().start);
+    }
+}

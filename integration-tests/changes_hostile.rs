@@ -1,0 +1,307 @@
+//! Changes of an overlay against whoever wants them to reach something else, or nothing: hostile upper directories, a
+//! workspace that is changed meanwhile, apply killed at any moment, and whatever else a command may do.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+use crate::changes::{Job, listing, outside, own_all};
+use crate::support::{Caller, callers, is_root};
+
+/// A run whose upper directory is made by hand: as the command can't, but a bug might let it.
+fn handmade(caller: Caller, prepare: &str, make: impl FnOnce(&Path)) -> Job {
+    let mut job = Job::new(caller, prepare);
+    let mut run = job.begin();
+    make(&run.upper());
+    run.finish(0).unwrap();
+    drop(run);
+    own_all(&job.state, caller);
+    job
+}
+
+#[test]
+fn a_hostile_upper_directory_reaches_nothing_else() {
+    for caller in callers() {
+        let victim = crate::support::Scratch::new();
+        let target = victim.folder("target", caller);
+        fs::write(target.join("f"), "mine").unwrap();
+        // A link in the workspace in the place of a folder, and the reverse.
+        let prepare = format!("ln -s {} link; mkdir folder; echo 1 >folder/f", target.display());
+        let job = handmade(caller, &prepare, |upper| {
+            fs::create_dir(upper.join("link")).unwrap();
+            fs::write(upper.join("link/f"), "evil").unwrap();
+            fs::write(upper.join("link/g"), "evil").unwrap();
+            symlink(&target, upper.join("folder")).unwrap();
+        });
+        assert_eq!(
+            job.changes(&["apply", "last"]).expect_code(0).stdout,
+            "T  folder\nT  link/\nA  link/f\nA  link/g\n"
+        );
+        assert_eq!(fs::read_to_string(target.join("f")).unwrap(), "mine");
+        assert!(!target.join("g").exists() && job.workspace.join("link/g").exists());
+        assert!(fs::symlink_metadata(job.workspace.join("folder")).unwrap().is_symlink());
+
+        // What is not carried over.
+        let job = handmade(caller, "echo 1 >plain; mkdir d", |upper| {
+            for (name, mode) in [("suid", 0o4755), ("sgid", 0o2755)] {
+                fs::write(upper.join(name), "x").unwrap();
+                fs::set_permissions(upper.join(name), fs::Permissions::from_mode(mode)).unwrap();
+            }
+            nix::unistd::mkfifo(&upper.join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+            nix::unistd::mkfifo(&upper.join("plain"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+            drop(std::os::unix::net::UnixListener::bind(upper.join("sock")).unwrap());
+            fs::write(upper.join(format!(".shannot-{}", upper.parent().unwrap().file_name().unwrap().display())), "")
+                .unwrap();
+        });
+        // Chown takes the bits away.
+        let runs = job.state.join("shannot/runs").join(&job.id);
+        for (name, mode) in [("suid", 0o4755), ("sgid", 0o2755)] {
+            fs::set_permissions(runs.join("upper").join(name), fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let result = job.changes(&["apply", "last"]).expect_code(1);
+        let expected = "A  sgid  (set-user-ID and set-group-ID bits are not carried over)\n";
+        let result = result.expect_stdout(expected).expect_stdout("!  pipe  (a named pipe: special files");
+        result
+            .expect_stdout("!  plain  (a named pipe")
+            .expect_stdout("!  sock")
+            .expect_stdout("(the name is Shannot's own)");
+        assert_eq!(fs::metadata(job.workspace.join("suid")).unwrap().mode() & 0o7777, 0o755);
+        assert_eq!(listing(&job.workspace).len(), 5);
+    }
+}
+
+#[test]
+fn marks_that_no_overlay_of_ours_has_stop_everything() {
+    for (name, folder) in
+        [("user.overlay.metacopy", false), ("user.overlay.redirect", true), ("user.overlay.redirect", false)]
+    {
+        let job = handmade(Caller::Own, "echo 1 >a", |upper| {
+            fs::write(upper.join("a"), "2").unwrap();
+            let marked = upper.join("marked");
+            if folder {
+                fs::create_dir(&marked).unwrap()
+            } else {
+                fs::write(&marked, "").unwrap()
+            }
+            xattr::set(&marked, name, b"/etc").unwrap();
+        });
+        let result = job.changes(&["apply", "last"]).expect_code(125);
+        result.expect_stderr(&name[5..]).expect_stderr("\"marked\"");
+        assert_eq!(fs::read_to_string(job.workspace.join("a")).unwrap(), "1\n");
+    }
+}
+
+#[test]
+fn very_deep_trees_cost_little_and_can_be_discarded() {
+    // 4,000 folders, in steps that a path can name.
+    let deep = "p=$(printf 'dddddddd/%.0s' $(seq 400)); for i in 1 2 3 4 5 6 7 8 9 10; do mkdir -p $p; cd -P $p; done; echo 1 >f";
+    for caller in callers() {
+        let mut job = Job::new(caller, "echo 1 >a");
+        let run_once = |job: &mut Job, script: &str| {
+            let mut run = job.begin();
+            let result = job.inside(&run, script);
+            run.finish(0).unwrap();
+            drop(run);
+            job.give_back();
+            result.code == 0
+        };
+        if !run_once(&mut job, &format!("echo 2 >a; {deep}")) {
+            crate::support::skip("no overlayfs for this caller");
+            continue;
+        }
+        let result = job.changes(&["apply", "last"]).expect_code(1).expect_stdout("(the path is too long)");
+        assert_eq!(result.stdout.lines().filter(|line| line.starts_with('!')).count(), 1);
+        assert_eq!(fs::read_to_string(job.workspace.join("a")).unwrap(), "2\n");
+        // A deep tree of the workspace, too deep to be looked through, stays.
+        outside(caller, &job.workspace, &format!("mkdir old; cd old; {deep}")).expect_code(0);
+        assert!(run_once(&mut job, "rm -r old; echo 3 >a"));
+        job.changes(&["apply", "last"]).expect_code(1).expect_stdout("!  old/  (the path is too long)");
+        for _ in 0..2 {
+            job.changes(&["discard", "last"]).expect_code(0);
+        }
+        assert_eq!(fs::read_dir(job.state.join("shannot/runs")).unwrap().count(), 0);
+        // The test's own removal has to come through as well.
+        outside(caller, &job.workspace, "rm -r dddddddd old").expect_code(0);
+    }
+}
+
+#[test]
+fn a_folder_that_is_swapped_meanwhile_leads_nowhere() {
+    let victim = crate::support::Scratch::new();
+    let target = victim.folder("target", Caller::Own);
+    fs::write(target.join("f1"), "mine").unwrap();
+    let before = listing(&target);
+    for _ in 0..15 {
+        let job = handmade(Caller::Own, "mkdir -p d/e; cd d/e; seq -f f%g 200 | xargs touch", |upper| {
+            fs::create_dir_all(upper.join("d/e")).unwrap();
+            for number in 0..400 {
+                fs::write(upper.join(format!("d/e/f{number}")), "evil").unwrap();
+            }
+        });
+        symlink(&target, job.workspace.join("d/link")).unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                let (folder, link) = (job.workspace.join("d/e"), job.workspace.join("d/link"));
+                while !done.load(Ordering::Relaxed) {
+                    renameat2(AT_FDCWD, &folder, AT_FDCWD, &link, RenameFlags::RENAME_EXCHANGE).unwrap();
+                    std::thread::sleep(Duration::from_micros(300));
+                }
+            });
+            // What comes of it differs; that it does not reach the other folder is the point.
+            for _ in 0..5 {
+                job.changes(&["apply", "last", "--force"]);
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(listing(&target), before);
+    }
+}
+
+/// Kills apply again and again, each time a little later, until one comes through.
+fn apply_through_kills(job: &Job, step: Duration) -> i32 {
+    let mut kills = 0_i32;
+    loop {
+        let mut apply = job.command(&["apply", "last"]);
+        let mut child =
+            apply.command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(step.mul_f64(1.12_f64.powi(kills)));
+        child.kill().unwrap();
+        let output = child.wait_with_output().unwrap();
+        if output.status.signal().is_none() {
+            assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+            return kills;
+        }
+        kills += 1;
+        assert!(kills < 100);
+    }
+}
+
+#[test]
+fn apply_that_is_killed_anywhere_can_be_run_again() {
+    for caller in callers() {
+        let prepare = "mkdir many typed ro; (cd many; seq 1500 | xargs touch); mkdir -p gone/a/b; (cd gone/a/b; seq 500 | xargs touch); \
+                       echo 1 >file; echo 1 >l1; ln l1 l2; (cd typed; seq 300 | xargs touch); echo 1 >ro/f; chmod 555 ro; mkdir shut";
+        let script = "for i in $(seq 1500); do echo $i >many/$i; done; mv gone/a other; rm -r gone; rm file; mkdir -p file/x/y; \
+                      echo 2 >file/x/y/z; rm -r typed; echo 2 >typed; echo 2 >n1; ln n1 n2; rm l1; echo 2 >l2; chmod 755 ro; \
+                      echo 2 >ro/g; chmod 555 ro; mkdir dark; seq 100 >dark/f; chmod 0 dark; chmod 0 shut; rm -r many/1; mkdir many/1";
+        let mut total = 0;
+        for step in [2500, 4200] {
+            let mut killed = Job::new(caller, prepare);
+            if !killed.run(script) {
+                return;
+            }
+            total += apply_through_kills(&killed, Duration::from_micros(step));
+            let mut whole = Job::new(caller, prepare);
+            assert!(whole.run(script));
+            whole.changes(&["apply", "last"]).expect_code(0);
+            assert_eq!(listing(&killed.workspace), listing(&whole.workspace));
+            killed.changes(&["apply", "last"]).expect_code(0).expect_stderr("was applied already");
+        }
+        assert!(total > 10, "{total} kills are too few to say anything");
+    }
+}
+
+/// One step of a command. Folders keep what their owner needs to look into them: without capabilities even root would not see
+/// what is in there.
+fn operation() -> impl Strategy<Value = String> {
+    let path = prop::sample::select(vec![
+        "a",
+        "b",
+        "c",
+        "a/a",
+        "a/b",
+        "b/a",
+        "b/b",
+        "c/c",
+        "a/a/a",
+        "b/a/b",
+        "a/b/c",
+        "link/x",
+        "$(printf 'n\\nl')",
+    ]);
+    (0..13_u32, path.clone(), path, 0..1000_u32).prop_map(|(kind, one, two, number)| {
+        let (one, two) = (format!("\"{one}\""), format!("\"{two}\""));
+        match kind {
+            0 | 1 => format!("echo {number} >{one}"),
+            2 => format!("echo {number} >>{one}"),
+            3 => format!("rm -rf {one}"),
+            4 => format!("mkdir -p {one}"),
+            5 => format!("rm -rf {one}; mkdir {one}; echo {number} >{one}/new"),
+            6 | 7 => format!("mv -T {one} {two}"),
+            8 => format!("ln {one} {two}"),
+            9 => format!("ln -sfn {two} {one}"),
+            10 => format!("[ -L {one} ] || chmod {} {one}", ["700", "755", "711", "500", "750"][number as usize % 5]),
+            11 => format!("cp -a {one} {two}"),
+            _ => format!("rm -f {one}; rmdir {one}"),
+        }
+    })
+}
+
+/// Prints a tree as [`listing`] sees it, from inside.
+const LIST: &str = "find . -mindepth 1 -printf '%p %y %l ' \\( -type l -o -printf '%m ' \\) \\( ! -type f -o -exec md5sum '{}' ';' \\) \
+                    -printf '\\n' | LC_ALL=C sort; echo links; \
+                    find . -type f -links +1 -printf '%i %p\\n' | LC_ALL=C sort -k2 | awk '{ if (!($1 in n)) n[$1] = NR; $1 = n[$1]; print }'";
+
+#[test]
+fn whatever_a_command_does_is_what_apply_makes() {
+    for caller in callers() {
+        let steps = || prop::collection::vec(operation(), 1..25);
+        let config = Config { cases: 25, failure_persistence: None, ..Config::default() };
+        let outcome = TestRunner::new(config).run(&(steps(), steps()), |(before, inside)| {
+            // A step that can't be made is none.
+            let quiet = |steps: Vec<String>| {
+                steps.iter().map(|step| format!("( {step} ) 2>/dev/null || true; ")).collect::<String>()
+            };
+            let mut job = Job::new(caller, &quiet(before));
+            let Some(seen) = job.output(&format!("{} {LIST}", quiet(inside))) else { return Ok(()) };
+            job.changes(&["apply", "last"]).expect_code(0);
+            let now = outside(caller, &job.workspace, LIST).expect_code(0).stdout;
+            // Names of one file in the workspace may be several for the overlay, which copies them one by one.
+            let tree = |text: &str| text.split("links\n").next().unwrap().to_owned();
+            prop_assert_eq!(tree(&seen), tree(&now));
+            prop_assert_eq!(job.show(), "");
+            Ok(())
+        });
+        outcome.unwrap();
+    }
+}
+
+#[test]
+fn what_is_mounted_in_the_workspace_is_left_alone() {
+    if !is_root() {
+        return;
+    }
+    let mut job = Job::new(Caller::Own, "mkdir -p d/mounted e; echo 1 >d/f");
+    if !job.run("rm -r d; echo 2 >e/new") {
+        return;
+    }
+    let victim = job.scratch.folder("victim", Caller::Own);
+    fs::write(victim.join("f"), "mine").unwrap();
+    let mounted = job.workspace.join("d/mounted");
+    // In a mount namespace of its own, where nothing is left behind.
+    let script = format!(
+        "mount --bind {0} {1}; mount --bind {0} {2}; exec \"$@\"",
+        victim.display(),
+        mounted.display(),
+        job.workspace.join("e").display()
+    );
+    let mut apply = crate::support::Shannot::through(
+        Caller::Own,
+        Path::new("/usr/bin/unshare"),
+        ["-m", "sh", "-ec", &script, "sh", crate::support::binary().to_str().unwrap(), "changes", "apply", "last"],
+    );
+    apply.command.env("XDG_STATE_HOME", &job.state);
+    let result = apply.output().expect_code(1);
+    result.expect_stdout("!  d/  (something else is mounted there)").expect_stdout("!  e/  (something else");
+    assert_eq!(listing(&victim).len(), 2);
+    assert!(job.workspace.join("d/f").exists());
+}
