@@ -9,14 +9,14 @@ use serde_json::{Value, json};
 use crate::support::*;
 
 /// A caller's home with a workspace in it, and a repository there.
-struct Job {
+pub struct Job {
     _scratch: Scratch,
-    caller: Caller,
-    home: PathBuf,
-    workspace: PathBuf,
+    pub caller: Caller,
+    pub home: PathBuf,
+    pub workspace: PathBuf,
 }
 
-fn git(folder: &Path, words: &[&str]) {
+pub fn git(folder: &Path, words: &[&str]) {
     let identity = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "safe.directory=*"];
     let mut git = Command::new("git");
     git.args(identity).args(words).current_dir(folder).env("HOME", "/nonexistent");
@@ -24,19 +24,19 @@ fn git(folder: &Path, words: &[&str]) {
     assert!(output.status.success(), "{words:?}: {output:?}");
 }
 
-fn own_all(folder: &Path, caller: Caller) {
+pub fn own_all(folder: &Path, caller: Caller) {
     own(folder, caller);
     for entry in fs::read_dir(folder).unwrap().flatten() {
         if entry.file_type().unwrap().is_dir() {
             own_all(&entry.path(), caller);
-        } else {
-            own(&entry.path(), caller);
+        } else if caller == Caller::Nobody {
+            std::os::unix::fs::lchown(entry.path(), Some(NOBODY), Some(NOBODY)).unwrap();
         }
     }
 }
 
 impl Job {
-    fn new(caller: Caller) -> Self {
+    pub fn new(caller: Caller) -> Self {
         let scratch = Scratch::new();
         let home = scratch.folder("home", caller);
         let workspace = scratch.folder("home/work", caller);
@@ -50,13 +50,13 @@ impl Job {
         Self { _scratch: scratch, caller, home, workspace }
     }
 
-    fn run(&self, words: &[&str]) -> Shannot {
+    pub fn run(&self, words: &[&str]) -> Shannot {
         let mut run = Shannot::new(self.caller).args(words).env("HOME", &self.home.display().to_string());
         run.command.current_dir(&self.workspace);
         run
     }
 
-    fn sh(&self, words: &[&str], script: &str) -> Result {
+    pub fn sh(&self, words: &[&str], script: &str) -> Result {
         self.run(words).args(["--", "bash", "-c", script]).output()
     }
 }

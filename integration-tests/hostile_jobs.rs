@@ -69,7 +69,7 @@ fn exit_codes_can_not_be_played_with() {
             ("exit 255", 255, "exited"),
             ("kill -KILL $$", 137, "signalled"),
             ("exit 137", 137, "exited"),
-            ("kill -STOP $$ & sleep 0.2; kill -CONT $$; exit 3", 3, "exited"),
+            ("(sleep 0.1; kill -STOP $$; sleep 0.1; kill -CONT $$) & wait; exit 3", 3, "exited"),
             ("(sleep 0.1; kill -TERM 1) & wait; exit 4", 4, "exited"),
         ] {
             let (result, report, _) = job(caller, &[], script);

@@ -21,6 +21,7 @@ mod changes;
 mod changes_hostile;
 mod ci;
 mod ci_systems;
+mod ci_workspace;
 mod command_line;
 mod environment;
 mod faults;

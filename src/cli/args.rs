@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::ci::{Stage, System};
 use super::output::ErrorFormat;
 use crate::policy;
-use crate::profile::{LimitsEntry, NetworkKey, Overrides, Quantity, WorkspaceMode};
+use crate::profile::WorkspaceMode;
 use crate::seccomp::Abi;
 
 /// Run a command in a sandbox of its own: the host read-only, no network, no privileges.
@@ -127,6 +127,9 @@ pub(super) struct Options {
     /// Write into the workspace, keep changes beside it (see `shannot changes`), or change nothing
     #[arg(long, value_name = "rw|overlay|ro", help_heading = "Files")]
     pub(super) workspace_mode: Option<Mode>,
+    /// With an overlay: copy this out of the workspace as the command left it, to the same place on the host, or to another
+    #[arg(long, value_name = "PATH[:DEST]", help_heading = "Files")]
+    pub(super) artifact: Vec<OsString>,
     /// Keep caches of tools from run to run: cargo, npm, pip, go, …; behind a name :ro, or :overlay to throw away what is added
     #[arg(long, value_name = "NAME[:ro|rw|overlay],…", help_heading = "Files")]
     pub(super) cache: Vec<String>,
@@ -458,46 +461,4 @@ pub(super) enum Seccomp {
         #[arg(long)]
         json: bool,
     },
-}
-
-impl Options {
-    /// What these options say over the profile.
-    pub(super) fn overrides(&self) -> Overrides {
-        let text = |text: &Option<String>| text.clone().map(Quantity::Text);
-        Overrides {
-            ro: self.ro.clone(),
-            rw: self.rw.clone(),
-            tmpfs: self.tmpfs.clone(),
-            hide: self.hide.clone(),
-            workspace: self.workspace.clone(),
-            workspace_mode: self.workspace_mode.map(WorkspaceMode::from),
-            caches: self.cache.clone(),
-            secrets: Vec::new(),
-            env: self.env.clone(),
-            env_pass: self.env_pass.clone(),
-            inherit_env: self.inherit_env,
-            chdir: self.chdir.clone(),
-            hostname: self.hostname.clone(),
-            seccomp: self.seccomp.clone(),
-            exec_once: self.exec_once,
-            net: self.net.map(|net| match net {
-                Net::None => NetworkKey::None,
-                Net::Loopback => NetworkKey::Loopback,
-                Net::Host => NetworkKey::Host,
-            }),
-            limits: LimitsEntry {
-                timeout: text(&self.timeout),
-                kill_after: text(&self.kill_after),
-                memory: text(&self.memory),
-                pids: self.pids,
-                cpus: text(&self.cpus),
-                file_size: text(&self.file_size),
-                open_files: self.open_files,
-                tmpfs_size: text(&self.tmpfs_size),
-            },
-            backend: Some(self.backend.into()),
-            require: self.require.clone(),
-            allow_degraded: self.allow_degraded.clone(),
-        }
-    }
 }

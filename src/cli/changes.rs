@@ -1,10 +1,15 @@
 //! `shannot changes …`: what a command changed in a workspace that it saw through an overlay.
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
 use serde::Serialize;
 
 use super::args::Changes as What;
 use super::output::{self, Complaint, note};
 use crate::changes::{self, Applied, Change, Error, Listed, Node, Options, Protected, Refusal, Run, State, Store};
+use crate::policy::Policy;
 
 /// Exit code where something was not applied.
 const REFUSED: u8 = 1;
@@ -12,6 +17,65 @@ const REFUSED: u8 = 1;
 impl From<Error> for Complaint {
     fn from(error: Error) -> Self {
         Self::new("changes", &error, error.hint())
+    }
+}
+
+/// The changes of a run in its making.
+pub(super) struct Kept {
+    store: Store,
+    run: Run,
+    /// What is wanted of them, and where.
+    artifacts: Vec<(PathBuf, PathBuf)>,
+}
+
+impl Kept {
+    /// For a policy whose workspace is an overlay; it learns where the changes go.
+    pub(super) fn new(policy: &mut Policy, artifacts: &[OsString]) -> Result<Option<Self>, Complaint> {
+        let Some(workspace) = policy.workspace.clone().filter(|workspace| workspace.overlay) else {
+            return match artifacts {
+                [] => Ok(None),
+                _ => Err(Complaint::plain("changes", "--artifact copies out of an overlay: --workspace-mode overlay")),
+            };
+        };
+        let artifacts = artifacts.iter().map(|text| {
+            let bytes = text.as_bytes();
+            let (path, to) = match bytes.iter().position(|byte| *byte == b':') {
+                Some(at) => (bytes.get(..at).unwrap_or_default(), bytes.get(at + 1..).unwrap_or_default()),
+                None => (bytes, bytes),
+            };
+            let (path, to) = (Path::new(OsStr::from_bytes(path)), Path::new(OsStr::from_bytes(to)));
+            let to =
+                if path == to { workspace.path.join(to) } else { std::path::absolute(to).unwrap_or(to.to_owned()) };
+            (path.to_owned(), to)
+        });
+        let artifacts = artifacts.collect();
+        let store = Store::of_caller()?;
+        let run = store.create(&workspace.path)?;
+        policy.keep_changes(run.upper(), run.work());
+        Ok(Some(Self { store, run, artifacts }))
+    }
+
+    /// After everything has ended, or nothing was started.
+    pub(super) fn finish(mut self, ran: Result<u8, Complaint>) -> Result<u8, Complaint> {
+        let id = self.run.id().to_owned();
+        let is_empty = self.run.changes(&Protected::default()).is_ok_and(|changes| changes.is_empty());
+        if is_empty && (ran.is_err() || self.artifacts.is_empty()) {
+            drop(self.run);
+            self.store.discard(&id)?;
+            return ran;
+        }
+        self.run.finish(ran.as_ref().map_or_else(|complaint| complaint.code, |code| *code))?;
+        let code = ran?;
+        let mut refused = false;
+        for (path, to) in &self.artifacts {
+            for left in self.run.artifact(path, to)? {
+                refused = true;
+                note(&format!("shannot: artifact {}: {}", changes::printable(left.path.as_os_str()), left.why));
+            }
+        }
+        note(&format!("shannot: what changed is kept: shannot changes show {id}"));
+        // A job that succeeded has not, if what is wanted of it could not be had.
+        Ok(if refused && code == 0 { REFUSED } else { code })
     }
 }
 

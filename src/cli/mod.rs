@@ -7,6 +7,7 @@ mod changes;
 mod ci;
 mod doctor;
 mod launch;
+mod options;
 mod output;
 mod profiles;
 mod record;

@@ -9,13 +9,14 @@ use std::time::SystemTime;
 use nix::sys::signal::{Signal, raise};
 
 use super::args::{Common, Format, Options};
+use super::changes::Kept;
 use super::ci::Voice;
 use super::launch;
 use super::output::{self, Complaint, note};
 use super::profiles::unknown_names;
 use super::record::{Record, RecordFile};
 use super::shell;
-use super::workspace::{Guards, Secrets};
+use super::workspace::{Guards, Secrets, hide_tokens};
 use crate::plan::{Plan, is_denied};
 use crate::policy::Policy;
 use crate::profile::{Caller, Overrides, Profile};
@@ -36,7 +37,7 @@ pub(super) fn run(common: &Common, options: &Options, command: Vec<OsString>) ->
         return dry_run(&launch::plan(&policy)?, format).map(|()| 0);
     }
     let guards = Guards::make(&policy)?;
-    let ran = run_guarded(common, options, &profile, &policy);
+    let ran = run_guarded(common, options, &profile, &mut policy);
     guards.remove();
     ran
 }
@@ -50,7 +51,17 @@ fn check_variables(options: &Options, policy: &Policy) -> Result<(), Complaint> 
     }
 }
 
-fn run_guarded(common: &Common, options: &Options, profile: &Profile, policy: &Policy) -> Result<u8, Complaint> {
+fn run_guarded(common: &Common, options: &Options, profile: &Profile, policy: &mut Policy) -> Result<u8, Complaint> {
+    let _configs = hide_tokens(policy)?;
+    let kept = Kept::new(policy, &options.artifact)?;
+    let ran = run_kept(common, options, profile, policy);
+    match kept {
+        Some(kept) => kept.finish(ran),
+        None => ran,
+    }
+}
+
+fn run_kept(common: &Common, options: &Options, profile: &Profile, policy: &Policy) -> Result<u8, Complaint> {
     let mut plan = Plan::new(policy, &launch::host(policy, common.verbose))?;
     if common.verbose {
         say_more(profile, &plan, options);

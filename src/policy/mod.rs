@@ -324,6 +324,8 @@ pub struct Workspace {
     pub overlay: bool,
     /// git's administrative folders in which nothing may appear that leads git elsewhere.
     pub guards: Vec<PathBuf>,
+    /// git's configurations that are shown: CI systems put tokens into them.
+    pub configs: Vec<PathBuf>,
 }
 
 /// Where the command starts.

@@ -160,7 +160,7 @@ fn workdir(text: &str, caller: &Caller, policy: &mut Policy) -> Result<(), Strin
     policy.workdir = Workdir::Caller;
     let Some(cwd) = caller.cwd.as_ref().and_then(|cwd| SandboxPath::new(cwd).ok()) else { return Ok(()) };
     let covers = |op: &FsOp| matches!(op, FsOp::Tmpfs { target, .. } if cwd.is_under(target) && cwd != *target);
-    let shown_again = |op: &FsOp| matches!(op, FsOp::Bind { target, .. } if cwd.is_under(target) && !target.is_root());
+    let shown_again = |op: &FsOp| matches!(op, FsOp::Bind { target, .. } | FsOp::Overlay { target, .. } if cwd.is_under(target) && !target.is_root());
     if policy.fs.iter().any(covers) && !policy.fs.iter().any(shown_again) {
         let source = PathBuf::from(cwd.as_path());
         policy.fs.push(FsOp::Bind { source, target: cwd, access: Access::ReadOnly, optional: true });

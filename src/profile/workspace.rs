@@ -16,8 +16,10 @@ pub(super) const GUARDED: &[&str] = &["hooks", "config", "config.worktree", "com
 const GIT: &str = ".git";
 /// No link file of git's is longer.
 const LONGEST_LINK: u64 = 8192;
-/// Submodules in submodules.
-const DEEPEST_MODULE: usize = 4;
+/// Submodules in submodules, and slashes in their names.
+const DEEPEST_MODULE: usize = 16;
+/// Each costs a few mounts.
+const MOST_MODULES: usize = 200;
 
 /// The workspace, and the operations that show it.
 pub(super) fn workspace(entry: &WorkspaceEntry, caller: &Caller) -> Result<(Workspace, Vec<FsOp>), String> {
@@ -51,77 +53,119 @@ pub(super) fn workspace(entry: &WorkspaceEntry, caller: &Caller) -> Result<(Work
             vec![FsOp::Overlay { sources, top: OverlayTop::Tmpfs, target }]
         }
     };
-    let mut guards = Vec::new();
-    if mode != WorkspaceMode::Ro {
-        repository(&path, mode, &mut ops, &mut guards)?;
-    }
-    Ok((Workspace { path, overlay: mode == WorkspaceMode::Overlay, guards }, ops))
+    let mut git = Repository { mode, ops: Vec::new(), guards: Vec::new(), configs: Vec::new() };
+    git.look(&path)?;
+    ops.extend(git.ops);
+    let (guards, configs) = (git.guards, git.configs);
+    Ok((Workspace { path, overlay: mode == WorkspaceMode::Overlay, guards, configs }, ops))
 }
 
-fn repository(
-    workspace: &Path,
+/// What is found of a repository.
+struct Repository {
     mode: WorkspaceMode,
-    ops: &mut Vec<FsOp>,
-    guards: &mut Vec<PathBuf>,
-) -> Result<(), String> {
-    let git = workspace.join(GIT);
-    let Ok(metadata) = git.symlink_metadata() else { return Ok(()) };
-    if metadata.is_dir() {
-        if mode == WorkspaceMode::Rw {
-            // A mount point can't be renamed, nor another repository be put in its place.
-            push(ops, &git, Access::ReadWrite)?;
-        }
-        return guard(&git, ops, guards, 0);
-    }
-    if !metadata.is_file() {
-        return Err(format!("{} is a link: what git would follow it to can't be kept as it is", git.display()));
-    }
-    push(ops, &git, Access::ReadOnly)?;
-    let Some(folder) = link(&git, "gitdir: ").map(|path| workspace.join(path)) else { return Ok(()) };
-    let Ok(folder) = folder.canonicalize() else { return Ok(()) };
-    if folder.starts_with(workspace) {
-        return guard(&folder, ops, guards, 0);
-    }
-    let belongs = link(&folder.join("gitdir"), "").and_then(|back| folder.join(back).canonicalize().ok());
-    let common = link(&folder.join("commondir"), "").and_then(|path| folder.join(path).canonicalize().ok());
-    let Some(common) = common.filter(|common| folder.parent() == Some(common.join("worktrees").as_path())) else {
-        return Ok(());
-    };
-    if belongs.as_deref() != Some(git.as_path()) {
-        // Somebody else's, or no worktree: git does not work there, and nothing is shown.
-        return Ok(());
-    }
-    push(ops, &common, Access::ReadOnly)?;
-    push(ops, &folder, Access::ReadWrite)?;
-    push(ops, &folder.join("gitdir"), Access::ReadOnly)?;
-    guard(&folder, ops, guards, 0)
+    ops: Vec<FsOp>,
+    guards: Vec<PathBuf>,
+    configs: Vec<PathBuf>,
 }
 
-/// What must stay in an administrative folder, and in those of its submodules.
-fn guard(folder: &Path, ops: &mut Vec<FsOp>, guards: &mut Vec<PathBuf>, depth: usize) -> Result<(), String> {
-    guards.push(folder.to_owned());
-    for name in GUARDED {
-        let path = folder.join(name);
-        if path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink()) {
-            return Err(format!("{} is a link: it can't be kept as it is", path.display()));
+impl Repository {
+    fn look(&mut self, workspace: &Path) -> Result<(), String> {
+        let git = workspace.join(GIT);
+        let Ok(metadata) = git.symlink_metadata() else { return Ok(()) };
+        if metadata.is_dir() {
+            if self.mode == WorkspaceMode::Rw {
+                // A mount point can't be renamed, nor another repository be put in its place.
+                self.show(&git, Access::ReadWrite)?;
+            }
+            return self.guard(&git);
         }
-        push(ops, &path, Access::ReadOnly)?;
-    }
-    let modules = fs::read_dir(folder.join("modules")).into_iter().flatten().flatten();
-    for module in modules.filter(|module| module.path().join("HEAD").exists()) {
-        if depth == DEEPEST_MODULE {
-            return Err(format!("{}: submodules are nested too deeply", folder.display()));
+        if !metadata.is_file() {
+            return Err(format!("{} is a link: what git would follow it to can't be kept as it is", git.display()));
         }
-        guard(&module.path(), ops, guards, depth + 1)?;
+        self.show(&git, Access::ReadOnly)?;
+        let Some(folder) = link(&git, "gitdir: ").map(|path| workspace.join(path)) else { return Ok(()) };
+        let Ok(folder) = folder.canonicalize() else { return Ok(()) };
+        if folder.starts_with(workspace) {
+            return self.guard(&folder);
+        }
+        let belongs = link(&folder.join("gitdir"), "").and_then(|back| folder.join(back).canonicalize().ok());
+        let common = link(&folder.join("commondir"), "").and_then(|path| folder.join(path).canonicalize().ok());
+        let Some(common) = common.filter(|common| folder.parent() == Some(common.join("worktrees").as_path())) else {
+            return Ok(());
+        };
+        if belongs.as_deref() != Some(git.as_path()) {
+            // Somebody else's, or no worktree: git does not work there, and nothing is shown.
+            return Ok(());
+        }
+        self.show(&common, Access::ReadOnly)?;
+        self.configs.push(common.join("config"));
+        let access = if self.mode == WorkspaceMode::Ro { Access::ReadOnly } else { Access::ReadWrite };
+        self.show(&folder, access)?;
+        self.show(&folder.join("gitdir"), Access::ReadOnly)?;
+        self.guard(&folder)
     }
-    Ok(())
+
+    /// What must stay in an administrative folder, and in those of its submodules and worktrees.
+    fn guard(&mut self, folder: &Path) -> Result<(), String> {
+        self.guard_one(folder)?;
+        let worktrees = folder.join("worktrees");
+        if is_real(&worktrees)? {
+            // Those are elsewhere, and other jobs'.
+            self.show(&worktrees, Access::ReadOnly)?;
+        }
+        let mut todo = vec![(folder.join("modules"), 0)];
+        while let Some((folder, depth)) = todo.pop() {
+            if !is_real(&folder)? {
+                continue;
+            }
+            if depth == DEEPEST_MODULE || self.guards.len() > MOST_MODULES {
+                return Err(format!("{}: there are too many submodules", folder.display()));
+            }
+            if GUARDED.iter().chain(&["HEAD"]).any(|name| folder.join(name).symlink_metadata().is_ok()) {
+                self.guard_one(&folder)?;
+                todo.push((folder.join("modules"), depth + 1));
+                continue;
+            }
+            // A submodule's name may have slashes in it.
+            let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+            let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| !kind.is_file()));
+            todo.extend(folders.map(|entry| (entry.path(), depth + 1)));
+        }
+        Ok(())
+    }
+
+    fn guard_one(&mut self, folder: &Path) -> Result<(), String> {
+        if self.mode == WorkspaceMode::Rw {
+            self.guards.push(folder.to_owned());
+        }
+        self.configs.push(folder.join("config"));
+        for name in GUARDED {
+            let path = folder.join(name);
+            if path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink()) {
+                return Err(format!("{} is a link: it can't be kept as it is", path.display()));
+            }
+            self.show(&path, Access::ReadOnly)?;
+        }
+        Ok(())
+    }
+
+    fn show(&mut self, path: &Path, access: Access) -> Result<(), String> {
+        let target = SandboxPath::new(path).map_err(|error| error.to_string())?;
+        // Not there: made before, or nothing.
+        self.ops.push(FsOp::Bind { source: path.to_owned(), target, access, optional: true });
+        Ok(())
+    }
 }
 
-fn push(ops: &mut Vec<FsOp>, path: &Path, access: Access) -> Result<(), String> {
-    let target = SandboxPath::new(path).map_err(|error| error.to_string())?;
-    // Not there: made before, or nothing.
-    ops.push(FsOp::Bind { source: path.to_owned(), target, access, optional: true });
-    Ok(())
+/// A folder, and none that a link leads to.
+fn is_real(folder: &Path) -> Result<bool, String> {
+    match folder.symlink_metadata() {
+        Ok(metadata) if metadata.is_symlink() => {
+            Err(format!("{} is a link: it can't be kept as it is", folder.display()))
+        }
+        Ok(metadata) => Ok(metadata.is_dir()),
+        Err(_) => Ok(false),
+    }
 }
 
 /// The path in a link file of git's.

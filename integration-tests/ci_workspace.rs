@@ -1,0 +1,148 @@
+//! A job's workspace as an overlay, what is wanted of it, and what its repository could tell or be made to do.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use crate::ci::{Job, git, own_all};
+use crate::support::*;
+
+#[test]
+fn an_overlay_changes_nothing_until_it_is_applied() {
+    for caller in callers() {
+        let job = Job::new(caller);
+        fs::create_dir(job.workspace.join("many")).unwrap();
+        for index in 0..10_000 {
+            fs::write(job.workspace.join(format!("many/{index}")), "x").unwrap();
+        }
+        own_all(&job.workspace, caller);
+        let script = "rm -rf many file; mkdir out; echo result > out/r; ln -s ../out/r out/inside; ln -s /etc/shadow out/shadow; echo made > made; \
+                      chmod 700 out/r; echo x > .git/hooks/pre-commit; git status --short | wc -l; exit 3";
+        let run = job.run(&[
+            "run",
+            "-p",
+            "ci",
+            "--workspace-mode",
+            "overlay",
+            "--artifact",
+            "out",
+            "--",
+            "bash",
+            "-c",
+            script,
+        ]);
+        let result = run.output().expect_code(3).expect_stderr("out/shadow").expect_stderr("shannot changes show");
+        assert!(job.workspace.join("file").exists() && !job.workspace.join("made").exists(), "{result:?}");
+        assert_eq!(fs::read_dir(job.workspace.join("many")).unwrap().count(), 10_000);
+        // The artifact, without the link that leads out.
+        assert_eq!(fs::read_to_string(job.workspace.join("out/r")).unwrap(), "result\n");
+        assert!(job.workspace.join("out/shadow").symlink_metadata().is_err());
+        fs::remove_dir_all(job.workspace.join("out")).unwrap();
+        let shown = job.run(&["changes", "show", "last"]).output().expect_code(0);
+        for line in ["D  file", "A  made", "A  out/r", "D  many/"] {
+            assert!(shown.stdout.lines().any(|shown| shown == line), "no {line:?} in {} …", &shown.stdout[..200]);
+        }
+        job.run(&["changes", "apply", "last"]).output().expect_code(0);
+        assert!(!job.workspace.join("file").exists() && !job.workspace.join("many").exists());
+        assert_eq!(fs::read_to_string(job.workspace.join("made")).unwrap(), "made\n");
+        job.run(&["changes", "discard", "last"]).output().expect_code(0);
+        assert!(!job.workspace.join(".git/hooks/pre-commit").exists());
+        // What changes nothing, or does not start, leaves nothing.
+        job.sh(&["run", "-p", "ci", "--workspace-mode", "overlay"], "true").expect_code(0);
+        job.run(&["run", "-p", "ci", "--workspace-mode", "overlay", "--", "/no/such"]).output().expect_code(127);
+        assert!(!job.run(&["changes", "list"]).output().stdout.contains("finished"));
+        job.run(&["run", "-p", "ci", "--artifact", "x", "--", "true"])
+            .output()
+            .expect_code(125)
+            .expect_stderr("overlay");
+    }
+}
+
+#[test]
+fn a_configuration_is_shown_without_its_tokens() {
+    for caller in callers() {
+        let job = Job::new(caller);
+        git(&job.workspace, &["config", "http.https://github.com/.extraheader", "AUTHORIZATION: basic c3ecret"]);
+        git(&job.workspace, &["remote", "add", "origin", "https://user:t0ken@example.org/a.git"]);
+        own_all(&job.workspace, caller);
+        let script =
+            "git remote -v; git config --get-regexp '.*'; cat .git/config; echo x >> .git/config; git config a.b c";
+        for mode in ["rw", "overlay", "ro"] {
+            let result = job.sh(&["run", "-p", "ci", "--workspace-mode", mode], script);
+            assert!(result.stdout.contains("https://example.org/a.git"), "{mode}: {result:?}");
+            assert!(!result.stdout.contains("c3ecret") && !result.stdout.contains("t0ken"), "{mode}: {result:?}");
+        }
+        let config = fs::read_to_string(job.workspace.join(".git/config")).unwrap();
+        assert!(config.contains("c3ecret") && config.contains("t0ken") && !config.contains("[a]"));
+    }
+}
+
+#[test]
+fn folders_of_submodules_and_worktrees_stay_whatever_they_are_called() {
+    for caller in callers() {
+        let job = Job::new(caller);
+        let git_folder = job.workspace.join(".git");
+        for module in ["plain", "libs/foo", "plain/modules/below"] {
+            let folder = git_folder.join("modules").join(module);
+            fs::create_dir_all(folder.join("hooks")).unwrap();
+            for (name, text) in [("HEAD", "ref: refs/heads/main\n"), ("config", "[core]\n")] {
+                fs::write(folder.join(name), text).unwrap();
+            }
+        }
+        git(&job.workspace, &["worktree", "add", "-q", &job.home.join("tree").display().to_string()]);
+        git(&job.workspace, &["config", "extensions.worktreeConfig", "true"]);
+        own_all(&job.home, caller);
+        let script = "for m in plain libs/foo plain/modules/below; do echo x > .git/modules/$m/config; echo x > .git/modules/$m/hooks/y; \
+                      echo x > .git/modules/$m/commondir; rm -rf .git/modules/$m/hooks; done; \
+                      echo x > .git/worktrees/tree/commondir; rm -rf .git/worktrees; echo x > .git/config.worktree; true";
+        job.sh(&["run", "-p", "ci"], script).expect_code(0);
+        for module in ["plain", "libs/foo", "plain/modules/below"] {
+            let folder = git_folder.join("modules").join(module);
+            assert_eq!(fs::read_to_string(folder.join("config")).unwrap(), "[core]\n", "{module}");
+            assert!(!folder.join("hooks/y").exists() && !folder.join("commondir").exists(), "{module}");
+        }
+        assert_eq!(fs::read_to_string(git_folder.join("worktrees/tree/commondir")).unwrap(), "../..\n");
+        assert!(!git_folder.join("config.worktree").exists());
+        git(&job.home.join("tree"), &["status"]);
+    }
+}
+
+/// What a job left is nothing that the next one's launcher follows.
+#[test]
+fn links_in_a_repository_lead_the_launcher_nowhere() {
+    for caller in callers() {
+        for (link, to) in [("modules", "outside"), ("modules/m", "outside"), ("modules/k/config", "outside/file")] {
+            let job = Job::new(caller);
+            let outside = job.home.join("outside");
+            fs::create_dir(&outside).unwrap();
+            fs::write(outside.join("HEAD"), "").unwrap();
+            fs::write(outside.join("file"), "").unwrap();
+            let link = job.workspace.join(".git").join(link);
+            fs::create_dir_all(link.parent().unwrap()).unwrap();
+            symlink(job.home.join(to), &link).unwrap();
+            own_all(&job.home, caller);
+            let before = fs::read_dir(&outside).unwrap().count();
+            job.sh(&["run", "-p", "ci"], "true").expect_code(125).expect_stderr("is a link");
+            assert_eq!(fs::read_dir(&outside).unwrap().count(), before, "{link:?}");
+            assert!(!job.workspace.join(".git/commondir").exists());
+        }
+    }
+}
+
+#[test]
+fn a_killed_launcher_leaves_what_harms_no_git() {
+    let caller = Caller::Own;
+    let job = Job::new(caller);
+    fs::remove_dir_all(job.workspace.join(".git/hooks")).unwrap();
+    for attempt in 0..20_u64 {
+        let mut run = job.run(&["run", "-p", "ci", "--", "sleep", "5"]);
+        let mut child = run.command.spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(attempt));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        git(&job.workspace, &["status"]);
+    }
+    job.sh(&["run", "-p", "ci"], "git log --oneline").expect_code(0);
+    assert!(!job.workspace.join(".git/commondir").exists());
+    assert!(Path::new(&job.workspace).is_dir());
+}
