@@ -151,6 +151,52 @@ fn a_shells_profile_comes_from_the_runner_and_never_from_the_workspace() {
 }
 
 #[test]
+fn a_shell_that_is_called_in_a_folder_of_the_workspace_has_all_of_it() {
+    for caller in callers() {
+        let scratch = Scratch::new();
+        let (home, work) = workspace(&scratch, caller);
+        let part = scratch.folder("home/work/part", caller);
+        fs::write(work.join("top"), "seen\n").unwrap();
+        fs::write(work.join("open.json"), json!({"name": "open"}).to_string()).unwrap();
+        let sh = shell(&scratch, "shannot-sh");
+        let run = |workspace: &Path, profile: &str| {
+            let mut run = Shannot::through(caller, &sh, ["-c", "cat ../top; pwd; ls -A ~"]);
+            run.command.current_dir(&part).env("HOME", &home).env("SHANNOT_WORKSPACE", workspace);
+            run.env("SHANNOT_PROFILE", profile).output()
+        };
+        assert_eq!(run(&work, "").expect_code(0).stdout, format!("seen\n{}\nwork\n", part.display()));
+        let alone = run(Path::new(""), "").expect_code(0).expect_stderr("No such file");
+        assert_eq!(alone.stdout, format!("{}\nwork\n", part.display()));
+        run(&home, "").expect_code(125).expect_stderr("holds the home directory");
+        run(&work, &work.join("open.json").display().to_string()).expect_code(125).expect_stderr("in the workspace");
+    }
+}
+
+#[test]
+fn variables_of_build_tools_are_passed_on_and_their_credentials_are_not() {
+    for caller in callers() {
+        let scratch = Scratch::new();
+        let (home, work) = workspace(&scratch, caller);
+        let passed =
+            ["CARGO_MANIFEST_DIR", "CARGO_PKG_NAME", "RUST_BACKTRACE", "RUSTFLAGS", "npm_lifecycle_event", "INIT_CWD"];
+        let kept =
+            ["CARGO_REGISTRY_TOKEN", "CARGO_REGISTRIES_X_TOKEN", "NPM_TOKEN", "npm_config__auth", "PIP_INDEX_URL"];
+        let mut run = Shannot::new(caller).args(["run", "-p", "ci", "--", "env"]);
+        for name in passed.iter().chain(&kept) {
+            run.command.env(name, "x");
+        }
+        run.command.current_dir(&work).env("HOME", &home);
+        let result = run.output().expect_code(0);
+        for name in passed {
+            assert!(result.stdout.contains(&format!("{name}=x\n")), "no {name} in {result:?}");
+        }
+        for name in kept {
+            assert!(!result.stdout.contains(name), "{name} in {result:?}");
+        }
+    }
+}
+
+#[test]
 fn called_by_a_shells_name_it_is_that_shell() {
     for caller in callers() {
         let scratch = Scratch::new();

@@ -15,6 +15,8 @@ const SHELLS: &[&str] = &["sh", "bash", "dash", "ash", "ksh", "mksh", "zsh"];
 /// Where shells are, whoever is first on PATH.
 const FOLDERS: &[&str] = &["/bin", "/usr/bin", "/usr/local/bin"];
 const VARIABLE: &str = "SHANNOT_PROFILE";
+/// What calls a shell often does so in a folder of the workspace: `make -C`, npm for each package.
+const WORKSPACE: &str = "SHANNOT_WORKSPACE";
 const SYSTEM_PROFILE: &str = "/etc/shannot/sh.json";
 const DEFAULT_PROFILE: &str = "ci";
 
@@ -35,9 +37,10 @@ fn start(called: &OsStr, arguments: Vec<OsString>) -> Result<u8, Complaint> {
     let shell = SHELLS.iter().find(|shell| **shell == name).unwrap_or(&"sh");
     let found = FOLDERS.iter().map(|folder| Path::new(folder).join(shell)).find(|path| is_other(path));
     let program = found.ok_or_else(|| Complaint::plain("shell", format!("cannot find the shell {shell:?}")))?;
-    let common = Common { profile: vec![profile()?], ..Common::default() };
+    let workspace = std::env::var_os(WORKSPACE).filter(|folder| !folder.is_empty());
+    let common = Common { profile: vec![profile(workspace.as_deref())?], ..Common::default() };
     let command = std::iter::once(program.into_os_string()).chain(arguments).collect();
-    run::run(&common, &Options::default(), command)
+    run::run(&common, &Options { workspace, ..Options::default() }, command)
 }
 
 /// A shell, and not this program under its name.
@@ -47,7 +50,7 @@ fn is_other(path: &Path) -> bool {
 }
 
 /// Never from the workspace, which strangers write.
-fn profile() -> Result<String, Complaint> {
+fn profile(workspace: Option<&OsStr>) -> Result<String, Complaint> {
     let Some(chosen) = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()) else {
         let system = Path::new(SYSTEM_PROFILE).exists();
         return Ok(if system { SYSTEM_PROFILE } else { DEFAULT_PROFILE }.to_owned());
@@ -57,10 +60,10 @@ fn profile() -> Result<String, Complaint> {
             .with_hint("name a profile, or a file that no job can write")
     };
     let text = chosen.to_str().ok_or_else(|| refuse("it is not UTF-8"))?.to_owned();
-    let path = Path::new(&text).canonicalize();
-    let cwd = std::env::current_dir().and_then(|cwd| cwd.canonicalize());
-    if let (Ok(path), Ok(cwd)) = (path, cwd)
-        && path.starts_with(cwd)
+    let folders = [Some(Path::new(".")), workspace.map(Path::new)];
+    let mut written = folders.into_iter().flatten().filter_map(|folder| folder.canonicalize().ok());
+    if let Ok(path) = Path::new(&text).canonicalize()
+        && written.any(|folder| path.starts_with(folder))
     {
         return Err(refuse("it lies in the workspace, which the job writes"));
     }
