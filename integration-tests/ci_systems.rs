@@ -168,7 +168,12 @@ fn a_shell_that_is_called_in_a_folder_of_the_workspace_has_all_of_it() {
         let alone = run(Path::new(""), "").expect_code(0).expect_stderr("No such file");
         assert_eq!(alone.stdout, format!("{}\nwork\n", part.display()));
         run(&home, "").expect_code(125).expect_stderr("holds the home directory");
+        run(&scratch.folder("home/other", caller), "")
+            .expect_code(125)
+            .expect_stderr("the current directory lies outside");
+        fs::remove_dir(home.join("other")).unwrap();
         run(&work, &work.join("open.json").display().to_string()).expect_code(125).expect_stderr("in the workspace");
+        run(Path::new("/no/such/folder"), "").expect_code(125).expect_stderr("/no/such/folder");
     }
 }
 

@@ -37,7 +37,7 @@ fn start(called: &OsStr, arguments: Vec<OsString>) -> Result<u8, Complaint> {
     let shell = SHELLS.iter().find(|shell| **shell == name).unwrap_or(&"sh");
     let found = FOLDERS.iter().map(|folder| Path::new(folder).join(shell)).find(|path| is_other(path));
     let program = found.ok_or_else(|| Complaint::plain("shell", format!("cannot find the shell {shell:?}")))?;
-    let workspace = std::env::var_os(WORKSPACE).filter(|folder| !folder.is_empty());
+    let workspace = workspace()?;
     let common = Common { profile: vec![profile(workspace.as_deref())?], ..Common::default() };
     let command = std::iter::once(program.into_os_string()).chain(arguments).collect();
     run::run(&common, &Options { workspace, ..Options::default() }, command)
@@ -47,6 +47,21 @@ fn start(called: &OsStr, arguments: Vec<OsString>) -> Result<u8, Complaint> {
 fn is_other(path: &Path) -> bool {
     let Ok(found) = path.canonicalize() else { return false };
     std::fs::read_link("/proc/self/exe").is_ok_and(|own| own != found)
+}
+
+/// One that holds the current directory: elsewhere nothing that the shell wrote would stay.
+fn workspace() -> Result<Option<OsString>, Complaint> {
+    let Some(chosen) = std::env::var_os(WORKSPACE).filter(|folder| !folder.is_empty()) else { return Ok(None) };
+    let cwd = std::env::current_dir().and_then(|cwd| cwd.canonicalize());
+    if let (Ok(folder), Ok(cwd)) = (Path::new(&chosen).canonicalize(), cwd)
+        && !cwd.starts_with(folder)
+    {
+        let what = format!("cannot use {WORKSPACE}={}: the current directory lies outside", chosen.display());
+        return Err(
+            Complaint::plain("workspace", what).with_hint("start the shell in the workspace, or in a folder below it")
+        );
+    }
+    Ok(Some(chosen))
 }
 
 /// Never from the workspace, which strangers write.
