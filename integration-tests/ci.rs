@@ -205,6 +205,10 @@ fn the_workspace_is_a_folder_below_home_and_its_mode_is_kept() {
         let mut run = job.run(&["run", "-p", "ci", "--workspace", &job.workspace.display().to_string(), "--", "touch"]);
         run.command.arg(job.workspace.join("x")).current_dir("/");
         run.output().expect_code(0);
+        let mut elsewhere =
+            job.run(&["run", "-p", "ci", "--workspace", &job.workspace.display().to_string(), "--", "pwd"]);
+        elsewhere.command.current_dir("/");
+        elsewhere.output().expect_code(0).expect_stdout(&job.workspace.display().to_string());
         for words in [&["run", "-p", "lint"][..], &["run", "-p", "ci", "--workspace-mode", "ro"]] {
             job.sh(words, "cat file && touch y").expect_stdout("1").expect_stderr("Read-only");
         }

@@ -74,6 +74,7 @@ pub(super) fn lower(
     }
     if let Some(text) = &document.workdir {
         workdir(text, caller, &mut policy).map_err(at("workdir"))?;
+        start_in_workspace(caller, &mut policy);
     }
     if let Some(entry) = &document.limits {
         limits(entry, &mut policy.limits)
@@ -166,6 +167,18 @@ fn workdir(text: &str, caller: &Caller, policy: &mut Policy) -> Result<(), Strin
         policy.fs.push(FsOp::Bind { source, target: cwd, access: Access::ReadOnly, optional: true });
     }
     Ok(())
+}
+
+/// Who works on a folder, and is elsewhere, starts in it.
+fn start_in_workspace(caller: &Caller, policy: &mut Policy) {
+    let Some(workspace) = &policy.workspace else { return };
+    let is_there = caller.cwd.as_ref().is_some_and(|cwd| cwd.starts_with(&workspace.path));
+    if policy.workdir == Workdir::Caller
+        && !is_there
+        && let Ok(path) = SandboxPath::new(&workspace.path)
+    {
+        policy.workdir = Workdir::Path(path);
+    }
 }
 
 /// Sets the limits that the entry has; those that it has not stay. The error names the key.
