@@ -128,3 +128,28 @@ fn set_user_id_programs_gain_nothing() {
     let result = sh(Caller::Nobody, &profile, "/t/id -u").expect_code(0);
     assert_eq!(result.stdout.trim(), NOBODY.to_string());
 }
+
+/// Whoever writes a file would wait for who holds a lease on it.
+#[test]
+fn no_lease_keeps_the_host_from_its_files() {
+    let program = "
+import fcntl, sys
+f = open(sys.argv[0] if sys.argv[0] != '-c' else '/proc/self/environ')
+for path in sys.argv[1:]:
+    f = open(path)
+    print(attempt(fcntl.fcntl, f.fileno(), fcntl.F_SETLEASE, fcntl.F_RDLCK), attempt(fcntl.fcntl, f.fileno(), fcntl.F_GETFD))
+";
+    for caller in callers() {
+        let scratch = Scratch::new();
+        let file = scratch.file("file", "x");
+        own(&file, caller);
+        let bind = json!({"source": scratch.path(), "target": scratch.path()});
+        let program = program.replace("sys.argv[1:]", &format!("[{:?}]", file.display().to_string()));
+        for backend in ["namespaces", "landlock"] {
+            let run = ["--backend", backend];
+            let profile = with_binds(std::slice::from_ref(&bind), json!({}));
+            let Some(result) = python_with(caller, &profile, &[&["run"], &run[..]].concat(), &program) else { return };
+            assert_eq!(result.stdout, "EAGAIN ok\n", "{backend}: {result:?}");
+        }
+    }
+}

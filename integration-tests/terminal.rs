@@ -166,3 +166,48 @@ fn a_command_that_stops_itself_does_not_stop_the_clock() {
         assert!(!result.stdout.contains("alive") && started.elapsed().as_secs() < 6, "{result:?}");
     }
 }
+
+/// The kernel stops the whole process group of who reads from a terminal that another group has: the launcher would be in it.
+#[test]
+fn a_command_that_gives_the_terminal_away_does_not_stop_the_clock() {
+    let program = "import os,signal,time\n\
+                   signal.signal(signal.SIGTTOU, signal.SIG_IGN)\n\
+                   pid = os.fork()\n\
+                   if pid == 0: os.setpgid(0, 0); time.sleep(60)\n\
+                   time.sleep(0.2)\n\
+                   try: os.tcsetpgrp(0, pid)\n\
+                   except OSError: pass\n\
+                   os.read(0, 1); time.sleep(60)\n";
+    for caller in callers() {
+        let scratch = Scratch::new();
+        let script = scratch.file("give.py", program);
+        for backend in ["namespaces", "landlock"] {
+            let bind = json!({"source": scratch.path(), "target": scratch.path()});
+            let command = format!(
+                "SHANNOT --backend {backend} --timeout 2s --kill-after 1s -- python3 {}; echo code $?\n",
+                script.display()
+            );
+            drive(caller, &with_binds(&[bind], json!({})), &[(&command, "code 124")]);
+        }
+    }
+}
+
+/// Without a pid namespace another job of the shell's has a number that means something inside.
+#[test]
+fn other_jobs_of_the_shell_are_not_stopped_through_the_terminal() {
+    let program = "import os,sys,signal\n\
+                   signal.signal(signal.SIGTTIN, signal.SIG_DFL)\n\
+                   for f in (lambda: os.setpgid(0, int(sys.argv[1])), lambda: os.tcsetpgrp(0, int(sys.argv[1])), lambda: os.open('/dev/tty', os.O_RDWR)):\n    \
+                   \n    try: f(); print('reached')\n    except OSError: print('refused')\n";
+    for caller in callers() {
+        let scratch = Scratch::new();
+        let script = scratch.file("join.py", program);
+        let bind = json!({"source": scratch.path(), "target": scratch.path()});
+        let command = format!(
+            "SHANNOT --backend landlock -- python3 {} $!; echo code $? $(ps -o stat= -p $!)\n",
+            script.display()
+        );
+        let steps = [("sleep 77 &\n", "prompt> "), (command.as_str(), "refused\r\nrefused\r\nrefused\r\ncode 0 S")];
+        drive(caller, &with_binds(&[bind], json!({})), &steps);
+    }
+}

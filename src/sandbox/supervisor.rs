@@ -41,6 +41,9 @@ pub(super) const PASSED_ON: [Signal; 9] = [
     Signal::SIGCONT,
 ];
 
+/// The command may lead the terminal to stop its whole process group, and a clock that is stopped ends nothing.
+const OF_THE_TERMINAL: [Signal; 2] = [Signal::SIGTTIN, Signal::SIGTTOU];
+
 /// A command that runs for so long is no short one: init and supervisor then give back what memory they can. Not at
 /// once, since the pages that they need at the end must be fetched again.
 pub(super) const LONG_COMMAND: Duration = Duration::from_millis(100);
@@ -161,9 +164,7 @@ impl Signals {
         let passed_on = SigSet::from_iter(PASSED_ON.iter().copied());
         let mut blocked = passed_on;
         blocked.add(Signal::SIGCHLD);
-        // The command may lead the terminal to stop its whole process group, and a clock that is stopped ends nothing.
-        blocked.add(Signal::SIGTTIN);
-        blocked.add(Signal::SIGTTOU);
+        blocked.extend(OF_THE_TERMINAL);
         let mut before = SigSet::empty();
         sigprocmask(SigmaskHow::SIG_BLOCK, Some(&blocked), Some(&mut before))?;
         let fd = SignalFd::with_flags(&passed_on, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
@@ -173,6 +174,11 @@ impl Signals {
 
 impl Drop for Signals {
     fn drop(&mut self) {
+        // Those that came meanwhile were for the command.
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        if let Ok(pending) = SignalFd::with_flags(&SigSet::from_iter(OF_THE_TERMINAL), flags) {
+            while let Ok(Some(_)) = pending.read_signal() {}
+        }
         // A mask that was accepted once is accepted again. If it is not: nothing of the sandbox depends on it any more.
         if sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.before), None).is_err() {}
     }
