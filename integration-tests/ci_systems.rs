@@ -1,7 +1,7 @@
 //! What CI systems are told of a run, and the ways in which they start one.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -14,13 +14,11 @@ fn workspace(scratch: &Scratch, caller: Caller) -> (PathBuf, PathBuf) {
     (home, scratch.folder("home/work", caller))
 }
 
-/// The program that is a shell, where every caller can execute it.
+/// The program that is a shell, under another name.
 fn shell(scratch: &Scratch, name: &str) -> PathBuf {
-    let built = std::env::var_os("SHANNOT_TEST_SH").unwrap_or_else(|| env!("CARGO_BIN_EXE_shannot-sh").into());
-    let copy = scratch.path().join(name);
-    fs::copy(built, &copy).unwrap();
-    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
-    copy
+    let link = scratch.path().join(name);
+    symlink(sh_binary(), &link).unwrap();
+    link
 }
 
 #[test]

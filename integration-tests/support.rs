@@ -66,15 +66,21 @@ pub fn bwrap_binary() -> &'static Path {
     &binaries()[1]
 }
 
-/// Both at once: a process that another test forks meanwhile would hold a copy open for writing, and what is open for writing
+/// And of the shell.
+pub fn sh_binary() -> &'static Path {
+    &binaries()[2]
+}
+
+/// All at once: a process that another test forks meanwhile would hold a copy open for writing, and what is open for writing
 /// can't be executed (ETXTBSY). The variables name the files where the tests do not run in the folder that they were built in.
-fn binaries() -> &'static [PathBuf; 2] {
-    static BINARIES: OnceLock<[PathBuf; 2]> = OnceLock::new();
+fn binaries() -> &'static [PathBuf; 3] {
+    static BINARIES: OnceLock<[PathBuf; 3]> = OnceLock::new();
     BINARIES.get_or_init(|| {
         let folder = Scratch::new().keep();
         [
             ("shannot", "SHANNOT_TEST_BINARY", env!("CARGO_BIN_EXE_shannot")),
             ("shannot-bwrap", "SHANNOT_TEST_BWRAP", env!("CARGO_BIN_EXE_shannot-bwrap")),
+            ("shannot-sh", "SHANNOT_TEST_SH", env!("CARGO_BIN_EXE_shannot-sh")),
         ]
         .map(|(name, variable, built)| {
             let copy = folder.join(name);
