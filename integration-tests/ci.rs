@@ -199,12 +199,36 @@ fn the_workspace_is_a_folder_below_home_and_its_mode_is_kept() {
     for caller in callers() {
         let job = Job::new(caller);
         let home = job.home.display().to_string();
-        for bad in ["/", home.as_str(), "/no/such/folder", "/etc/passwd"] {
+        for bad in ["/", home.as_str(), "/no/such/folder", "/etc/passwd", "/etc", "/usr/share"] {
             job.run(&["run", "-p", "ci", "--workspace", bad, "--", "true"]).output().expect_code(125);
         }
         let mut run = job.run(&["run", "-p", "ci", "--workspace", &job.workspace.display().to_string(), "--", "touch"]);
         run.command.arg(job.workspace.join("x")).current_dir("/");
         run.output().expect_code(0);
+        let mut rootless = job.run(&["run", "-p", "ci", "--", "true"]);
+        rootless.command.env("HOME", "/");
+        rootless.output().expect_code(125).expect_stderr("HOME is /");
+        let secret = job.home.join("secret");
+        fs::write(&secret, "x").unwrap();
+        own(&secret, caller);
+        let secret = format!("A=file:{}", secret.display());
+        let lower = [
+            "run",
+            "-p",
+            "ci",
+            "--backend",
+            "landlock",
+            "--allow-degraded",
+            "mount-namespace",
+            "--allow-degraded",
+            "landlock-fs",
+        ];
+        for words in [&["--workspace-mode", "overlay"][..], &["--secret", &secret]] {
+            job.run(&[&lower[..], words, &["--", "true"]].concat())
+                .output()
+                .expect_code(125)
+                .expect_stderr("mount namespace");
+        }
         let mut elsewhere =
             job.run(&["run", "-p", "ci", "--workspace", &job.workspace.display().to_string(), "--", "pwd"]);
         elsewhere.command.current_dir("/");

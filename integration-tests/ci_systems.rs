@@ -76,6 +76,9 @@ fn a_failing_launcher_is_told_from_a_failing_job() {
             run.output()
         };
         run("ci", "build_script", &script).expect_code(71);
+        // One that is not known is a stranger's.
+        let leak = scratch.file("leak", format!("cat {}/secret", home.display()));
+        assert!(!run("ci", "some_new_stage", &leak).stdout.contains("runners"));
         run("nosuch", "build_script", &script).expect_code(72).expect_stderr("nosuch");
         run("ci", "build_script", Path::new("/no/such/script")).expect_code(72);
         // The runner's own stages are not a stranger's.

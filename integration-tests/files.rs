@@ -245,3 +245,29 @@ fn the_hosts_tree_comes_without_its_procfs_however_it_is_bound() {
         sh(caller, &own, "grep NSpid /proc/1/status").expect_code(0);
     }
 }
+
+/// What a profile wants empty below the current directory is so, and what is not there needs no place.
+#[test]
+fn an_empty_folder_below_the_current_one_is_empty() {
+    for caller in callers() {
+        for has_cache in [false, true] {
+            let scratch = Scratch::new();
+            let home = scratch.folder("home", caller);
+            if has_cache {
+                let cache = scratch.folder("home/.cache", caller);
+                fs::write(cache.join("file"), "x").unwrap();
+            }
+            let mut options: Vec<&[&str]> = vec![&[]];
+            options.push(&["--rw", "."]);
+            for words in options {
+                let script = "ls -A .cache; touch .cache/new && rm .cache/new; true";
+                let mut run =
+                    Shannot::new(caller).args(["run", "-p", "host"]).args(words).args(["--", "sh", "-c", script]);
+                run.command.current_dir(&home).env("HOME", &home);
+                let result = run.output().expect_code(0);
+                assert_eq!(result.stdout, "", "{words:?}: {result:?}");
+                assert_eq!(home.join(".cache").exists(), has_cache);
+            }
+        }
+    }
+}

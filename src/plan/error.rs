@@ -71,6 +71,8 @@ pub enum PlanError {
         layer: Layer,
         /// Why there is none.
         cause: Cause,
+        /// The command has no use of a run without it, so that nobody can give it up.
+        needed: bool,
     },
     /// A filter that would let nothing start.
     #[error("cannot start anything under the seccomp filter {origin}: it answers execve with {verdict}")]
@@ -145,6 +147,7 @@ impl PlanError {
                 (!cures.is_empty()).then(|| cures.join("\nor: "))
             }
             PlanError::Required { cure, .. } => cure.clone(),
+            PlanError::NotInPlace { cause, needed: true, .. } => cause.cure.clone(),
             PlanError::NotInPlace { layer, cause, .. } => {
                 let give_up = format!("do without it: --allow-degraded {layer}");
                 Some(cause.cure.as_ref().map_or_else(|| give_up.clone(), |cure| format!("{cure}\nor {give_up}")))

@@ -93,6 +93,9 @@ pub(super) fn lower(
 fn tmpfs_paths(document: &Document, caller: &Caller) -> Result<Vec<FsOp>, String> {
     let mut targets =
         document.tmpfs_paths.iter().map(|path| sandbox_path(path, caller)).collect::<Result<Vec<_>, _>>()?;
+    if targets.iter().any(SandboxPath::is_root) && document.tmpfs_paths.iter().any(|path| path.starts_with('~')) {
+        return Err("HOME is /, and an empty one would cover everything: set HOME to a folder of its own".to_owned());
+    }
     targets.sort();
     Ok(targets.into_iter().map(|target| tmpfs(target, true)).collect())
 }
@@ -164,9 +167,23 @@ fn workdir(text: &str, caller: &Caller, policy: &mut Policy) -> Result<(), Strin
     let shown_again = |op: &FsOp| matches!(op, FsOp::Bind { target, .. } | FsOp::Overlay { target, .. } if cwd.is_under(target) && !target.is_root());
     if policy.fs.iter().any(covers) && !policy.fs.iter().any(shown_again) {
         let source = PathBuf::from(cwd.as_path());
-        policy.fs.push(FsOp::Bind { source, target: cwd, access: Access::ReadOnly, optional: true });
+        policy.fs.push(FsOp::Bind { source, target: cwd.clone(), access: Access::ReadOnly, optional: true });
+        put_in_front(&mut policy.fs, &cwd);
     }
     Ok(())
+}
+
+/// What was to be empty below a folder that is bound only now is so in it, where that has such a folder.
+pub(super) fn put_in_front(ops: &mut Vec<FsOp>, bound: &SandboxPath) {
+    let is_below = |op: &FsOp| matches!(op, FsOp::Tmpfs { target, .. } if target.is_under(bound) && target != bound);
+    let below: Vec<FsOp> = ops.extract_if(.., |op| is_below(op)).collect();
+    let optional = below.into_iter().map(|mut op| {
+        if let FsOp::Tmpfs { optional, .. } = &mut op {
+            *optional = true;
+        }
+        op
+    });
+    ops.extend(optional);
 }
 
 /// Who works on a folder, and is elsewhere, starts in it.

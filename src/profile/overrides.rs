@@ -91,7 +91,13 @@ impl Overrides {
         policy.folders.extend(folders);
         policy.fs.extend(ops);
         let (shown, others) = self.binds(&hidden, caller)?;
-        policy.fs.extend(others);
+        for op in others {
+            let bound = matches!(op, FsOp::Bind { .. }).then(|| op.target().clone());
+            policy.fs.push(op);
+            if let Some(bound) = bound {
+                lower::put_in_front(&mut policy.fs, &bound);
+            }
+        }
         policy.fs.extend(hidden.into_iter().map(|target| FsOp::Hide { target }));
         policy.fs.extend(shown);
         for (name, fd) in &self.secrets {

@@ -21,6 +21,28 @@ const DEEPEST_MODULE: usize = 16;
 /// Each costs a few mounts.
 const MOST_MODULES: usize = 200;
 
+/// Where the system is, and nobody's work. Images have theirs in /usr/src.
+const SYSTEM: &[&str] = &[
+    "/bin",
+    "/boot",
+    "/dev",
+    "/etc",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/proc",
+    "/sbin",
+    "/sys",
+    "/usr/bin",
+    "/usr/include",
+    "/usr/lib",
+    "/usr/lib32",
+    "/usr/lib64",
+    "/usr/libexec",
+    "/usr/sbin",
+    "/usr/share",
+];
+
 /// The workspace, and the operations that show it.
 pub(super) fn workspace(entry: &WorkspaceEntry, caller: &Caller) -> Result<(Workspace, Vec<FsOp>), String> {
     let text = entry.path.as_deref().unwrap_or(".");
@@ -41,6 +63,9 @@ pub(super) fn workspace(entry: &WorkspaceEntry, caller: &Caller) -> Result<(Work
             "{} holds the home directory, or everything; a workspace is a folder below it",
             path.display()
         ));
+    }
+    if SYSTEM.iter().any(|folder| path.starts_with(folder)) {
+        return Err(format!("{} is a folder of the system, and no workspace", path.display()));
     }
     let target = SandboxPath::new(&path).map_err(|error| error.to_string())?;
     let mode = entry.mode.unwrap_or(WorkspaceMode::Rw);

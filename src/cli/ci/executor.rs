@@ -23,10 +23,21 @@ const BUILD_FAILURE: &str = "BUILD_FAILURE_EXIT_CODE";
 const SYSTEM_FAILURE: &str = "SYSTEM_FAILURE_EXIT_CODE";
 /// The runner puts this before each variable of the job.
 const PREFIX: &str = "CUSTOM_ENV_";
-/// What the job's author writes; every other stage is the runner's own script.
-const OF_THE_AUTHOR: &[&str] = &["build_script", "after_script"];
-/// And since 14.3, `step_NAME`.
-const STEP: &str = "step_";
+/// The runner's own scripts. Every other is the job's author's: `build_script`, `after_script`, `step_NAME`, and what may come.
+const OF_THE_RUNNER: &[&str] = &[
+    "prepare_script",
+    "get_sources",
+    "clear_worktree",
+    "restore_cache",
+    "download_artifacts",
+    "archive_cache",
+    "archive_cache_on_failure",
+    "upload_artifacts_on_success",
+    "upload_artifacts_on_failure",
+    "cleanup_file_variables",
+];
+/// A file for the job's own exit code, which `allow_failure: exit_codes` looks at.
+const BUILD_EXIT_CODE: &str = "BUILD_EXIT_CODE_FILE";
 
 /// The executor's stages, as the runner's configuration calls them.
 #[derive(Debug, Subcommand)]
@@ -89,7 +100,7 @@ fn prepare(common: &Common) -> Result<u8, Complaint> {
 }
 
 fn run_script(common: &Common, script: &Path, stage: &str) -> Result<u8, Complaint> {
-    let code = if OF_THE_AUTHOR.contains(&stage) || stage.starts_with(STEP) {
+    let code = if !OF_THE_RUNNER.contains(&stage) {
         in_sandbox(common, script)?
     } else {
         let status = Command::new("bash").arg(script).status().map_err(|error| {
@@ -98,10 +109,15 @@ fn run_script(common: &Common, script: &Path, stage: &str) -> Result<u8, Complai
         let signal = status.signal().and_then(|signal| u8::try_from(128 + signal).ok());
         status.code().and_then(|code| u8::try_from(code).ok()).or(signal).unwrap_or(1)
     };
-    match code {
-        0 => Ok(0),
-        _ => Ok(exit_code(BUILD_FAILURE, 1)),
+    if code == 0 {
+        return Ok(0);
     }
+    if let Some(file) = std::env::var_os(BUILD_EXIT_CODE).filter(|file| !file.is_empty()) {
+        fs::write(&file, code.to_string()).map_err(|error| {
+            Complaint::new("gitlab", &error, None).about(format!("cannot write the exit code to {}", file.display()))
+        })?;
+    }
+    Ok(exit_code(BUILD_FAILURE, 1))
 }
 
 fn in_sandbox(common: &Common, script: &Path) -> Result<u8, Complaint> {
@@ -110,7 +126,8 @@ fn in_sandbox(common: &Common, script: &Path) -> Result<u8, Complaint> {
     if let Some(project) = &project {
         std::env::set_current_dir(project).map_err(|error| failed("cannot enter the project's folder", &error))?;
     }
-    let text = fs::read_to_string(script).map_err(|error| failed("cannot read the runner's script", &error))?;
+    let text = fs::read_to_string(script)
+        .map_err(|error| failed(&format!("cannot read the runner's script {}", script.display()), &error))?;
     let common = with_default(common);
     let caller = Caller::current();
     let environment = common.profile(&caller)?.policy(&Overrides::default(), &caller)?.environment;

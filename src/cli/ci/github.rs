@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use nix::libc;
 
 use super::{append, layers};
-use crate::cli::output::Complaint;
+use crate::cli::output::{self, Complaint};
 use crate::cli::record::Record;
 
 /// Where markdown for the summary goes.
@@ -40,10 +40,6 @@ impl Github {
     }
 
     pub(super) fn end(self, record: &Record<'_>) -> Result<String, Complaint> {
-        if let Some(summary) = &self.summary {
-            append(summary, &markdown(record))
-                .map_err(|error| Complaint::new("report", &error, None).about(format!("cannot write to {SUMMARY}")))?;
-        }
         // The job may have left its last line open.
         let mut text = format!("\n::{}::\n", self.token);
         if record.exit_code != 0 {
@@ -53,7 +49,15 @@ impl Github {
         for (layer, state) in layers(record).iter().filter(|(_, state)| state.starts_with("partial")) {
             text.push_str(&format!("::debug::{}\n", data(&format!("{layer}: {state}"))));
         }
-        Ok(text)
+        // Whatever comes of the summary: the runner must listen again.
+        let summary = self.summary.map(|summary| append(&summary, &markdown(record)));
+        match summary.transpose() {
+            Ok(_) => Ok(text),
+            Err(error) => {
+                output::result(&text)?;
+                Err(Complaint::new("report", &error, None).about(format!("cannot write to {SUMMARY}")))
+            }
+        }
     }
 }
 

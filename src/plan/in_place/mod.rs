@@ -102,11 +102,16 @@ impl Decision<'_> {
             self.degraded.push((layer, promise));
             return Ok(());
         }
-        Err(PlanError::NotInPlace { promise, layer, cause: self.choice.cause() })
+        Err(PlanError::NotInPlace { promise, layer, cause: self.choice.cause(), needed: false })
     }
 
     fn refuse_impossible(&mut self, plan: &mut Plan) -> Result<(), PlanError> {
         for step in std::mem::take(&mut self.layout.impossible) {
+            if matches!(step, Step::Overlay { .. } | Step::Data { .. }) {
+                // What is written to an overlay would go nowhere, and a secret not be there.
+                let (promise, layer) = (step.to_string(), Layer::MountNamespace);
+                return Err(PlanError::NotInPlace { promise, layer, cause: self.choice.cause(), needed: true });
+            }
             self.give_up(Layer::MountNamespace, step.to_string())?;
             let why = "there is no root of its own".to_owned();
             plan.skipped.push(Skipped { source: None, target: step.target().clone(), why });
