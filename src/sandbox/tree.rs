@@ -34,12 +34,7 @@ impl Reach {
                 Err(Errno::EPERM) if matches!(self, Reach::Domain(_)) => Ok(()),
                 Err(errno) => Err(errno),
             },
-            Reach::Descendants => {
-                for process in descendants(getpid(), |_| true)? {
-                    process.signal(signal)?;
-                }
-                Ok(())
-            }
+            Reach::Descendants => descend(getpid(), |_| true, |process| process.signal(signal)),
         }
     }
 
@@ -51,7 +46,7 @@ impl Reach {
         }
         loop {
             if let Reach::Descendants = self {
-                stop_all(|| descendants(getpid(), |_| true))?;
+                stop_all(getpid(), |_| true)?;
             }
             self.signal_all(Signal::SIGKILL)?;
             // Those that a dead process leaves behind come to this one, and are waited for as well.
@@ -69,18 +64,19 @@ impl Reach {
 }
 
 /// Stops them until there is none that could fork: who has the signal, even if it is not stopped yet, forks no more (fork(2)
-/// begins anew after signals, and does not).
-fn stop_all(find: impl Fn() -> nix::Result<Vec<Process>>) -> nix::Result<()> {
+/// begins anew after signals, and does not). Each is stopped as soon as it is seen, before its children are looked for.
+fn stop_all(of: Pid, is_wanted: impl Fn(&Process) -> bool) -> nix::Result<()> {
     let mut stopped = HashSet::new();
     loop {
-        let running = find()?.into_iter().filter(|process| !process.is_still && !stopped.contains(process));
-        let running: Vec<Process> = running.collect();
-        if running.is_empty() {
+        let before = stopped.len();
+        descend(of, &is_wanted, |process| {
+            if process.is_still || !stopped.insert(process) {
+                return Ok(());
+            }
+            process.signal(Signal::SIGSTOP)
+        })?;
+        if stopped.len() == before {
             return Ok(());
-        }
-        for process in running {
-            process.signal(Signal::SIGSTOP)?;
-            stopped.insert(process);
         }
     }
 }
@@ -147,7 +143,34 @@ fn all_processes() -> nix::Result<Vec<Process>> {
     Ok(pids.filter_map(|pid| Process::read(Pid::from_raw(pid))).collect())
 }
 
-/// Children that are wanted, and all below them.
+/// Visits children that are wanted, and all below them, parents first.
+fn descend(
+    of: Pid,
+    is_wanted: impl Fn(&Process) -> bool,
+    mut visit: impl FnMut(Process) -> nix::Result<()>,
+) -> nix::Result<()> {
+    let Some(first) = children_of(of) else {
+        return descendants(of, is_wanted)?.into_iter().try_for_each(visit);
+    };
+    let mut todo: Vec<Process> = first.into_iter().filter_map(Process::read).filter(is_wanted).collect();
+    while let Some(process) = todo.pop() {
+        visit(process)?;
+        todo.extend(children_of(process.pid).unwrap_or_default().into_iter().filter_map(Process::read));
+    }
+    Ok(())
+}
+
+/// Those of all its threads (proc_pid_task(5)); `None` where the kernel has no such file, CONFIG_PROC_CHILDREN.
+fn children_of(pid: Pid) -> Option<Vec<Pid>> {
+    let mut children = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
+        let list = fs::read_to_string(thread.path().join("children")).ok()?;
+        children.extend(list.split_ascii_whitespace().filter_map(|number| number.parse().ok()).map(Pid::from_raw));
+    }
+    Some(children)
+}
+
+/// The same from a look at all processes.
 fn descendants(of: Pid, is_wanted: impl Fn(&Process) -> bool) -> nix::Result<Vec<Process>> {
     let mut children: HashMap<Pid, Vec<Process>> = HashMap::new();
     for process in all_processes()? {
@@ -181,15 +204,15 @@ pub(super) fn end_orphans(before: &[Pid]) -> nix::Result<()> {
         // Who had no children has none of others.
         !before.contains(&process.pid) && (before.is_empty() || is_confined(process.pid))
     };
-    let find = || descendants(getpid(), is_ours);
     loop {
-        stop_all(find)?;
-        let left = find()?;
-        if left.is_empty() {
+        stop_all(getpid(), is_ours)?;
+        let mut left = false;
+        descend(getpid(), is_ours, |process| {
+            left = true;
+            process.signal(Signal::SIGKILL)
+        })?;
+        if !left {
             return Ok(());
-        }
-        for process in left {
-            process.signal(Signal::SIGKILL)?;
         }
         for child in children()?.into_iter().filter(|pid| !before.contains(pid)) {
             sys::wait4(Some(child), libc::WNOHANG)?;
