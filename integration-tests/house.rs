@@ -15,9 +15,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("profile", &["policy", "seccomp", "report", "bwrap"]),
     ("bwrap", &["policy", "seccomp"]),
     ("host", &["sys"]),
-    ("changes", &["sys"]),
+    ("removal", &["sys"]),
+    ("changes", &["removal", "sys"]),
     ("plan", &["policy", "host", "seccomp", "report", "sys"]),
-    ("sandbox", &["plan", "policy", "report", "seccomp", "host", "sys"]),
+    ("sandbox", &["plan", "policy", "removal", "report", "seccomp", "host", "sys"]),
     ("cli", &["bwrap", "changes", "host", "plan", "policy", "profile", "report", "sandbox", "seccomp", "sys"]),
 ];
 

@@ -10,6 +10,7 @@ pub mod host;
 pub mod plan;
 pub mod policy;
 pub mod profile;
+mod removal;
 pub mod report;
 pub mod sandbox;
 pub mod seccomp;

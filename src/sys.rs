@@ -4,8 +4,9 @@
 
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use std::io::IoSliceMut;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, Ordering};
 
 use nix::errno::Errno;
@@ -404,6 +405,11 @@ pub fn close_number(fd: RawFd) -> Result<()> {
 pub fn lock_whole(file: BorrowedFd<'_>) -> Result<()> {
     // SAFETY: integers only.
     check(c_long::from(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) })).map(drop)
+}
+
+/// The name by which calls that take paths reach what a descriptor names (proc_pid_fd(5)).
+pub fn proc_path(fd: impl AsFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()))
 }
 
 /// A descriptor by its number, to be used but not closed.

@@ -19,7 +19,7 @@ use super::change::{Change, Node, What};
 use super::content;
 use super::diff::{Anchor, Found};
 use super::error::{Error, at_errno};
-use super::remove::{remove, rename_to_new};
+use super::remove::remove;
 use super::tree::{FOLDER, Meta, Tree, meta_at};
 use super::upper::Upper;
 
@@ -266,10 +266,18 @@ fn link(tree: &mut Tree, path: &Path, identity: (u64, u64), folder: BorrowedFd<'
     }
 }
 
+/// renameat2(2), RENAME_NOREPLACE, where the file system has it.
+fn rename_to_new(folder: BorrowedFd<'_>, name: &OsStr, new: &OsStr) -> nix::Result<()> {
+    match renameat2(folder, name, folder, new, RenameFlags::RENAME_NOREPLACE) {
+        Err(Errno::EINVAL | Errno::ENOSYS) => renameat(folder, name, folder, new),
+        result => result,
+    }
+}
+
 /// Puts what is finished in its place.
 fn put(folder: BorrowedFd<'_>, own: &OsStr, name: &OsStr, change: &Change) -> nix::Result<()> {
     match change.what {
-        What::Added => rename_to_new(folder, own, folder, name),
+        What::Added => rename_to_new(folder, own, name),
         What::Retyped => {
             // rename(2) does not replace a folder by a file, nor the reverse.
             match renameat2(folder, own, folder, name, RenameFlags::RENAME_EXCHANGE) {

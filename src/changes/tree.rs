@@ -1,9 +1,9 @@
 //! A folder tree that somebody else may be changing: reached step by step from one descriptor, and never by a path that
 //! the kernel would follow links in. At most three descriptors are held, however deep it goes.
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -236,8 +236,7 @@ pub(super) fn chmod_at(folder: impl AsFd, name: &OsStr, mode: u32) -> nix::Resul
 
 /// chmod(2) of a descriptor that was opened for its name only, through /proc.
 fn chmod_held(held: impl AsFd, mode: u32) -> nix::Result<()> {
-    let path = CString::new(format!("/proc/self/fd/{}", held.as_fd().as_raw_fd())).map_err(|_| Errno::EINVAL)?;
-    fchmodat(AT_FDCWD, path.as_c_str(), Mode::from_bits_truncate(mode), FchmodatFlags::FollowSymlink)
+    fchmodat(AT_FDCWD, &sys::proc_path(held), Mode::from_bits_truncate(mode), FchmodatFlags::FollowSymlink)
 }
 
 /// Bytes of a path.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
@@ -13,6 +13,7 @@ use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::libc;
 
 use super::{Program, parse_program};
+use crate::sys;
 
 /// What a path names, links not followed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -174,7 +175,7 @@ impl Files for LocalFiles {
         }
         let file = File::options().read(true).custom_flags(libc::O_PATH).open(path)?;
         let identity = identity_of(&file.metadata()?);
-        let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+        let path = std::fs::read_link(sys::proc_path(&file))?;
         // A pipe, or a place outside of this process's root.
         if !path.is_absolute() {
             return Err(io::Error::from_raw_os_error(libc::ENOENT));

@@ -85,7 +85,7 @@ impl NewRoot<'_> {
             let scratch = self.open_scratch(&name).at_index(Stage::Mount, index)?;
             sys::attach_tree(tree.as_fd(), scratch.as_fd()).at_index(Stage::Mount, index)?;
         } else {
-            classic::bind(&classic::proc_path(tree), &self.on_base(&name)).at_index(Stage::Mount, index)?;
+            classic::bind(&sys::proc_path(tree), &self.on_base(&name)).at_index(Stage::Mount, index)?;
             let layout = classic::Layout { base: &self.base, cwd: &self.cwd, host_name: HOST };
             classic::set_attributes(&layout, &name, attributes, self.plan.root.lenient)
                 .at_index(Stage::Attributes, index)?;

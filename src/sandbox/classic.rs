@@ -2,7 +2,7 @@
 //! mount from /proc/self/mountinfo, which is read for each bind that has them.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -12,11 +12,7 @@ use nix::unistd::{chroot, fchdir};
 use super::resolve::open_in_root;
 use crate::host::mountinfo;
 use crate::plan::Attributes;
-
-/// The name by which mount(2) reaches what a descriptor names.
-pub(super) fn proc_path(fd: impl AsFd) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()))
-}
+use crate::sys::proc_path;
 
 /// Binds `source` with its submounts over `target`.
 pub(super) fn bind(source: &Path, target: &Path) -> nix::Result<()> {

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -11,7 +11,6 @@ use nix::fcntl::{OFlag, open, openat, readlink};
 use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::classic;
 use super::failure::{At, Fault, Stage};
 use super::resolve::Node;
 use super::rootfs::{NewRoot, PATH_ONLY, mount_on, tmpfs_flags};
@@ -41,7 +40,7 @@ impl NewRoot<'_> {
     /// A source for [`NewRoot::attach`] from a descriptor that was opened outside this mount namespace: the same file in this
     /// one, by its name. ESTALE if that is another file by now.
     pub(super) fn source_of(&self, fd: impl AsFd) -> nix::Result<OwnedFd> {
-        let path = PathBuf::from(readlink(&classic::proc_path(&fd))?);
+        let path = PathBuf::from(readlink(&sys::proc_path(&fd))?);
         let source = if self.plan.mount_api {
             sys::clone_tree(&super::prepare::c_string(&path))
         } else {
@@ -139,7 +138,7 @@ impl NewRoot<'_> {
             OverlayTop::Tmpfs => Some([self.scratch_directory(index)?, self.scratch_directory(index)?]),
             OverlayTop::Nothing => None,
         };
-        let name = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let name = |fd: &OwnedFd| sys::proc_path(fd).display().to_string();
         // The option has the uppermost first.
         let lower: Vec<String> = lower.iter().rev().map(name).collect();
         let mut options = String::new();

@@ -8,12 +8,12 @@ use nix::fcntl::open;
 use nix::mount::MsFlags;
 use nix::sys::stat::{Mode, fstat};
 
-use super::classic::{bind, proc_path};
+use super::classic::bind;
 use super::rootfs::{NewRoot, PATH_ONLY, TMPFS_FLAGS, remount};
 use crate::host::Identity;
 use crate::plan::Plan;
 use crate::policy::SandboxPath;
-use crate::sys;
+use crate::sys::{self, proc_path};
 
 impl NewRoot<'_> {
     /// Binds an allowed file or folder over itself, without the noexec that everything else has, and read-only, so that

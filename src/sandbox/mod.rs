@@ -15,7 +15,6 @@ mod init;
 mod keeper;
 mod message;
 mod prepare;
-mod removal;
 mod resolve;
 mod rootfs;
 mod scratch;

@@ -218,7 +218,7 @@ impl<'a> NewRoot<'a> {
         match self.open_inside(path) {
             Ok(at) => {
                 let node = if kind(&fstat(&at)?) == SFlag::S_IFDIR { Node::Directory } else { Node::File };
-                cover(&classic::proc_path(&self.base), &classic::proc_path(&at), node)
+                cover(&sys::proc_path(&self.base), &sys::proc_path(&at), node)
             }
             // EACCES: out of our reach now means out of the command's reach, which has the same ids and less power.
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES) => Ok(()),
@@ -272,7 +272,7 @@ impl<'a> NewRoot<'a> {
             return Err(Errno::EPERM).at_index(Stage::Make, index);
         }
         let follow = nix::sys::stat::FchmodatFlags::FollowSymlink;
-        nix::sys::stat::fchmodat(AT_FDCWD, &classic::proc_path(&fd), Mode::from_bits_truncate(mode), follow)
+        nix::sys::stat::fchmodat(AT_FDCWD, &sys::proc_path(&fd), Mode::from_bits_truncate(mode), follow)
             .at_index(Stage::Make, index)
     }
 
@@ -324,7 +324,7 @@ impl<'a> NewRoot<'a> {
 
 /// Mounts a new file system over what a descriptor names.
 pub(super) fn mount_on(place: &OwnedFd, fs: &str, flags: MsFlags, options: Option<&str>) -> nix::Result<()> {
-    mount(Some(fs), &classic::proc_path(place), Some(fs), flags, options)
+    mount(Some(fs), &sys::proc_path(place), Some(fs), flags, options)
 }
 
 pub(super) fn bind_over_itself(path: impl AsRef<Path>) -> nix::Result<()> {

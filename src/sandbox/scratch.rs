@@ -13,9 +13,9 @@ use nix::sys::stat::{Mode, fstat, mkdirat, umask};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
 use super::prepare::c_string;
-use super::removal::{self, is_same, unlock};
 use super::resolve::open_real;
 use crate::plan::Scratch;
+use crate::removal::{self, Whose, is_same, unlock};
 
 /// A folder that is younger may be about to be locked.
 const OLD: Duration = Duration::from_secs(10);
@@ -86,7 +86,7 @@ impl Folder {
 
     /// Removes it with all that is in it.
     pub(super) fn remove(&self, patience: Duration) -> nix::Result<()> {
-        removal::remove(&self.parent, &self.name, self.as_fd(), Instant::now() + patience)
+        removal::remove(&self.parent, &self.name, self.as_fd(), Whose::Own, Instant::now() + patience)
     }
 }
 
@@ -109,7 +109,7 @@ fn sweep(parent: &OwnedFd) {
     for entry in entries.iter().map_while(Result::ok) {
         let name = entry.file_name();
         if let Ok(held) = hold_left(parent, name)
-            && removal::remove(parent, name, held.as_fd(), until).is_err()
+            && removal::remove(parent, name, held.as_fd(), Whose::Own, until).is_err()
         {
             // The next run tries again.
         }

@@ -9,7 +9,6 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat, mknodat};
 use nix::unistd::symlinkat;
 
-use super::classic;
 use super::failure::{At, Fault, Stage};
 use super::prepare::c_string;
 use super::resolve::Node;
@@ -69,7 +68,7 @@ impl NewRoot<'_> {
 
     /// Makes unreadable what tells too much, and read-only what does too much, below a procfs that is on the base tmpfs yet.
     pub(super) fn cover_proc(&self, proc: &OwnedFd, what: ProcCover) -> nix::Result<()> {
-        let base = classic::proc_path(&self.base);
+        let base = sys::proc_path(&self.base);
         self.in_directory(proc, || match what {
             ProcCover::Nothing => Ok(()),
             ProcCover::ReadOnly => read_only(PROC_PROTECTED),

@@ -8,11 +8,11 @@ use nix::fcntl::openat;
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat, mknodat};
 
-use super::classic;
 use super::failure::{At, Fault, Stage};
 use super::resolve::Node;
 use super::rootfs::{DIRECTORY_MODE, FILE_MODE, NONE, NewRoot, PATH_ONLY, SCRATCH, bind_over_itself, tmpfs_flags};
 use crate::policy::SandboxPath;
+use crate::sys;
 
 impl NewRoot<'_> {
     /// An empty tmpfs: a part of the base tmpfs, which is cheaper, where one size for all will do.
@@ -28,7 +28,7 @@ impl NewRoot<'_> {
             let staged = self.stage_tmpfs(mode.unwrap_or(DIRECTORY_MODE), size);
             return staged.and_then(|name| self.move_to(&name, &place.fd)).at_index(Stage::Mount, index);
         }
-        let at = classic::proc_path(&place.fd);
+        let at = sys::proc_path(&place.fd);
         // One made on a tmpfs of its own size would have to share that.
         let on_base = place.made && self.ours.first() == Some(&fstat(&place.fd).at_index(Stage::Target, index)?.st_dev);
         let mounted = if on_base {
@@ -83,11 +83,11 @@ impl NewRoot<'_> {
 
     /// A path for mount(2).
     pub(super) fn on_base(&self, name: &str) -> PathBuf {
-        classic::proc_path(&self.base).join(name)
+        sys::proc_path(&self.base).join(name)
     }
 
     /// Moves what was mounted there over what a descriptor names.
     pub(super) fn move_to(&self, name: &str, place: &OwnedFd) -> nix::Result<()> {
-        mount(Some(&self.on_base(name)), &classic::proc_path(place), NONE, MsFlags::MS_MOVE, NONE)
+        mount(Some(&self.on_base(name)), &sys::proc_path(place), NONE, MsFlags::MS_MOVE, NONE)
     }
 }

@@ -13,14 +13,31 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmodat, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
-use super::classic::proc_path;
+use crate::sys::proc_path;
 
 const FOLDER: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
-/// Removes a folder that is held, and is called so in its parent. ETIMEDOUT: somebody puts things in as fast.
-pub(super) fn remove(parent: impl AsFd, name: &CStr, folder: BorrowedFd<'_>, until: Instant) -> nix::Result<()> {
+/// Whose folders are looked into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// The caller's. Another's in a place where the caller alone makes any came from elsewhere, and stays.
+    Own,
+    /// Everybody's, as far as the caller has the right.
+    Anyones,
+}
+
+/// Removes a folder that is held, and is called so in its parent. ETIMEDOUT: somebody puts things in as fast. EBUSY: something is
+/// mounted there, or in it.
+pub(crate) fn remove(
+    parent: impl AsFd,
+    name: &CStr,
+    folder: BorrowedFd<'_>,
+    whose: Whose,
+    until: Instant,
+) -> nix::Result<()> {
     let mut removal = Removal {
         top: folder,
+        whose,
         prefix: format!("{:016x}-", RandomState::new().hash_one(())),
         moved: 0,
         pending: Vec::new(),
@@ -47,30 +64,19 @@ fn remove_empty(parent: impl AsFd, name: &CStr, folder: BorrowedFd<'_>) -> nix::
     }
 }
 
-pub(super) fn is_same(one: &FileStat, other: &FileStat) -> bool {
+pub(crate) fn is_same(one: &FileStat, other: &FileStat) -> bool {
     (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 }
 
-/// Opens a folder of the caller's own for its name, and gives its owner the rights that it may lack.
-fn open_own(parent: impl AsFd, name: &CStr) -> nix::Result<OwnedFd> {
-    let folder = openat(parent, name, FOLDER | OFlag::O_PATH, Mode::empty())?;
-    let stat = fstat(&folder)?;
-    // A run makes nothing that is another's: it came from elsewhere.
-    if stat.st_uid != geteuid().as_raw() {
-        return Err(Errno::EPERM);
-    }
-    unlock(&folder, &stat);
-    Ok(folder)
-}
-
 /// Through the descriptor, whatever has the name by now. Without /proc what follows fails by itself, or root needs no right.
-pub(super) fn unlock(folder: &OwnedFd, stat: &FileStat) {
+pub(crate) fn unlock(folder: &OwnedFd, stat: &FileStat) {
     let change = || fchmodat(AT_FDCWD, &proc_path(folder), Mode::S_IRWXU, FchmodatFlags::FollowSymlink);
     if stat.st_mode & 0o700 != 0o700 && change().is_err() {}
 }
 
 struct Removal<'a> {
     top: BorrowedFd<'a>,
+    whose: Whose,
     /// How names of moved folders begin. Nobody could have known it before.
     prefix: String,
     /// Folders moved so far: their numbers are their names.
@@ -83,6 +89,17 @@ struct Removal<'a> {
 }
 
 impl Removal<'_> {
+    /// Opens a folder for its name, and gives its owner the rights that it may lack.
+    fn open(&self, parent: impl AsFd, name: &CStr) -> nix::Result<OwnedFd> {
+        let folder = openat(parent, name, FOLDER | OFlag::O_PATH, Mode::empty())?;
+        let stat = fstat(&folder)?;
+        if self.whose == Whose::Own && stat.st_uid != geteuid().as_raw() {
+            return Err(Errno::EPERM);
+        }
+        unlock(&folder, &stat);
+        Ok(folder)
+    }
+
     /// Looks again until nothing more can be removed. Fails if there is no more time.
     fn empty(&mut self) -> nix::Result<()> {
         let mut go_on = true;
@@ -147,7 +164,7 @@ impl Removal<'_> {
 
     fn move_up(&mut self, folder: &OwnedFd, name: &CStr) -> nix::Result<()> {
         // Its entry `..` changes, for which it must be writable.
-        drop(open_own(folder, name)?);
+        drop(self.open(folder, name)?);
         let number = self.moved;
         self.moved += 1;
         renameat(folder, name, self.top, self.name(number).as_str())?;
@@ -163,7 +180,7 @@ impl Removal<'_> {
         let name = self.name(number).into_bytes();
         let name = CString::new(name).unwrap_or_default();
         let before = self.pending.len();
-        let progress = match open_own(self.top, &name) {
+        let progress = match self.open(self.top, &name) {
             Ok(folder) => self.look_through(&folder)?,
             Err(errno) => self.note(errno),
         };
@@ -212,7 +229,8 @@ mod tests {
         fn remove(&self, patience: Duration) -> nix::Result<()> {
             let open = |path: &Path| openat(AT_FDCWD, path, FOLDER, Mode::empty()).unwrap();
             let folder = open(&self.folder());
-            let result = remove(open(self.0.path()), c"folder", folder.as_fd(), Instant::now() + patience);
+            let until = Instant::now() + patience;
+            let result = remove(open(self.0.path()), c"folder", folder.as_fd(), Whose::Own, until);
             assert_eq!(fs::read_to_string(self.outside().join("file")).unwrap(), "precious");
             assert_eq!(fs::metadata(self.outside()).unwrap().permissions().mode() & 0o777, 0o500);
             assert!(self.outside().join("below").is_dir());
@@ -300,7 +318,7 @@ mod tests {
         fs::rename(case.folder(), case.0.path().join("was")).unwrap();
         create_dir(case.folder()).unwrap();
         let until = Instant::now() + Duration::from_secs(60);
-        assert_eq!(remove(open(case.0.path()), c"folder", held.as_fd(), until), Err(Errno::ESTALE));
+        assert_eq!(remove(open(case.0.path()), c"folder", held.as_fd(), Whose::Own, until), Err(Errno::ESTALE));
         assert!(case.folder().is_dir() && !case.0.path().join("was/file").exists());
     }
 
