@@ -14,20 +14,6 @@ use serde_json::json;
 use super::{Rung, rungs};
 use crate::support::*;
 
-/// Processes whose command line has this word.
-fn running(word: &str) -> usize {
-    let is_it = |entry: fs::DirEntry| {
-        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        line.split(|byte| *byte == 0).any(|part| part == word.as_bytes())
-    };
-    fs::read_dir("/proc")
-        .unwrap()
-        .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().parse::<u32>().is_ok())
-        .filter_map(|entry| is_it(entry).then_some(()))
-        .count()
-}
-
 fn soon(condition: impl Fn() -> bool) -> bool {
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(10) {

@@ -24,13 +24,6 @@ fn job(caller: Caller, options: &[&str], script: &str) -> (Result, Value, Durati
     (result, report, elapsed)
 }
 
-/// Processes of the host's with this word in their command line.
-fn running(word: &str) -> usize {
-    let entries = fs::read_dir("/proc").unwrap().flatten();
-    let lines = entries.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
-    lines.filter(|line| line.split(|byte| *byte == 0).any(|part| part == word.as_bytes())).count()
-}
-
 /// A number of seconds that is this test's alone.
 fn mark(number: u32) -> String {
     format!("{}", 300_000_000 + std::process::id() % 100_000 * 100 + number)

@@ -19,6 +19,11 @@ use nix::unistd::Pid;
 /// The result of a system call.
 pub type Result<T> = nix::Result<T>;
 
+/// What is behind an error of std's; EIO, where that is no call.
+pub fn errno_of(error: &std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
+}
+
 fn check(result: c_long) -> Result<c_long> {
     Errno::result(result)
 }

@@ -16,7 +16,7 @@ use super::output::{self, Complaint, note};
 use super::profiles::unknown_names;
 use super::record::{Record, RecordFile};
 use super::shell;
-use super::workspace::{Guards, Secrets, hide_tokens};
+use super::workspace::{Guards, Secrets, hide_tokens, make_folders};
 use crate::plan::{Plan, is_denied};
 use crate::policy::Policy;
 use crate::profile::{Caller, Overrides, Profile};
@@ -36,6 +36,7 @@ pub(super) fn run(common: &Common, options: &Options, command: Vec<OsString>) ->
     if let Some(format) = options.dry_run {
         return dry_run(&launch::plan(&policy)?, format).map(|()| 0);
     }
+    make_folders(&policy)?;
     let guards = Guards::make(&policy)?;
     let ran = run_guarded(common, options, &profile, &mut policy);
     guards.remove();
@@ -74,12 +75,14 @@ fn run_kept(common: &Common, options: &Options, profile: &Profile, policy: &Poli
     }
     let started = SystemTime::now();
     let result = launch::run(policy, &mut plan, &stdio);
-    let record = || Record::new(profile, &plan, started, result.as_ref());
-    if let Some(file) = file {
-        file.write(&record())?;
-    }
-    if let Some(voice) = voice {
-        voice.end(&record())?;
+    if file.is_some() || voice.is_some() {
+        let record = Record::new(profile, &plan, started, result.as_ref());
+        if let Some(file) = file {
+            file.write(&record)?;
+        }
+        if let Some(voice) = voice {
+            voice.end(&record)?;
+        }
     }
     finish(result?, &plan, common)
 }

@@ -3,7 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::args::{Common, Options};
 use super::output::{Complaint, ErrorFormat};
@@ -96,13 +96,9 @@ pub(super) fn show_script(policy: &mut Policy) {
     if path.starts_with(&workspace.path) || !is_file {
         return;
     }
-    if let Ok(target) = SandboxPath::new(tidy(&path)) {
+    if let Ok(target) = SandboxPath::new(&path) {
         policy.fs.push(FsOp::Bind { source: path, target, access: Access::ReadOnly, optional: true });
     }
-}
-
-fn tidy(path: &Path) -> PathBuf {
-    path.components().filter(|part| *part != std::path::Component::CurDir).collect()
 }
 
 /// The operand that is a script: the first one, unless the command is in the arguments or on stdin.

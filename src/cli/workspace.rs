@@ -1,4 +1,4 @@
-//! What a run with a workspace needs on the host: places in git's folders that nothing may be put into, and secrets.
+//! What a run with a workspace needs on the host: places in git's folders that nothing may be put into, caches, secrets.
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
@@ -9,7 +9,6 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag, openat};
-use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -42,17 +41,18 @@ struct Guard {
     made: Vec<(&'static str, UnlinkatFlags)>,
 }
 
+/// Folders of caches. Not even another user may know what is cached.
+pub(super) fn make_folders(policy: &Policy) -> Result<(), Complaint> {
+    policy.folders.iter().try_for_each(|folder| {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        made.map_err(|error| Complaint::new("cache", &error, None).about(format!("cannot make {}", folder.display())))
+    })
+}
+
 impl Guards {
     /// Makes what is missing.
     pub(super) fn make(policy: &Policy) -> Result<Self, Complaint> {
         let mut guards = Self::default();
-        for folder in &policy.folders {
-            // Not even another user may know what is cached.
-            let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-            made.map_err(|error| {
-                Complaint::new("cache", &error, None).about(format!("cannot make {}", folder.display()))
-            })?;
-        }
         for folder in policy.workspace.iter().flat_map(|workspace| &workspace.guards) {
             match Guard::make(folder) {
                 Ok(guard) => guards.held.push(guard),
@@ -121,7 +121,7 @@ fn create(folder: &OwnedFd, name: &str, text: &[u8]) -> nix::Result<bool> {
     match openat(folder, name, flags, Mode::from_bits_truncate(0o644)) {
         Ok(file) => {
             let written = File::from(file).write_all(text);
-            written.map(|()| true).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))
+            written.map(|()| true).map_err(|error| sys::errno_of(&error))
         }
         Err(Errno::EEXIST) => Ok(false),
         Err(errno) => Err(errno),

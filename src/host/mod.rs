@@ -201,9 +201,18 @@ fn probe_terminal() -> Option<Terminal> {
     Some(Terminal { descriptor, path: name(descriptor), stdout: on_stdout.then(|| name(1)).flatten() })
 }
 
+/// How names of what one run makes on the host, and sweeps after another, begin.
+const PRIVATE: &str = "shannot-";
+
+/// Whether a name is one that [`Host`] proposes for a private folder or a cgroup.
+pub fn is_private_name(name: &[u8]) -> bool {
+    let key = name.strip_prefix(PRIVATE.as_bytes());
+    key.is_some_and(|key| key.len() == 16 && key.iter().all(u8::is_ascii_hexdigit))
+}
+
 /// A name that nobody else has: each of these hashers has keys of its own, from the kernel's random numbers.
 fn private_name() -> String {
-    format!("shannot-{:016x}", RandomState::new().build_hasher().finish())
+    format!("{PRIVATE}{:016x}", RandomState::new().build_hasher().finish())
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! Caches of tools, by name: folders of the caller's that jobs share, each where its tool looks for it.
 
-use std::path::{Path, PathBuf};
+use std::ffi::OsStr;
+use std::path::PathBuf;
 
 use super::load::Caller;
-use crate::policy::{Access, FsOp, OverlayTop, SandboxPath};
+use crate::policy::{Access, FsOp, OverlayTop, Policy, SandboxPath};
 use crate::seccomp::nearest;
 
 /// What each tool keeps, below its home.
@@ -34,12 +35,13 @@ enum Mode {
     Overlay,
 }
 
-/// The folders of the host's, which must be there, and the operations that show them in this home.
-pub(super) fn caches(words: &[String], home: &Path, caller: &Caller) -> Result<(Vec<PathBuf>, Vec<FsOp>), String> {
-    let (mut folders, mut ops) = (Vec::new(), Vec::new());
+/// Adds the folders of the host's, which must be there, and the operations that show them in the home inside.
+pub(super) fn add(words: &[String], policy: &mut Policy, caller: &Caller) -> Result<(), String> {
     if words.is_empty() {
-        return Ok((folders, ops));
+        return Ok(());
     }
+    let home = policy.environment.set.get(OsStr::new("HOME")).map(PathBuf::from);
+    let home = home.or_else(|| caller.home.clone()).unwrap_or_default();
     let kept = caller.cache.as_ref().ok_or("there is no place for caches: neither HOME nor XDG_CACHE_HOME is set")?;
     for word in words.iter().flat_map(|words| words.split(',')) {
         let (name, mode) = match word.split_once(':') {
@@ -58,15 +60,15 @@ pub(super) fn caches(words: &[String], home: &Path, caller: &Caller) -> Result<(
             let source = kept.join("shannot").join(name).join(path);
             let target = SandboxPath::new(home.join(path)).map_err(|error| error.to_string())?;
             let bind = |access| FsOp::Bind { source: source.clone(), target: target.clone(), access, optional: false };
-            ops.push(match mode {
+            policy.fs.push(match mode {
                 Mode::Ro => bind(Access::ReadOnly),
                 Mode::Rw => bind(Access::ReadWrite),
                 Mode::Overlay => {
                     FsOp::Overlay { sources: vec![source.clone()], top: OverlayTop::Tmpfs, target: target.clone() }
                 }
             });
-            folders.push(source);
+            policy.folders.push(source);
         }
     }
-    Ok((folders, ops))
+    Ok(())
 }

@@ -53,11 +53,8 @@ pub(super) fn lower(
         policy.fs.extend(ops);
         policy.workspace = Some(workspace);
     }
-    let home = document.environment.get("HOME").map(PathBuf::from).or_else(|| caller.home.clone()).unwrap_or_default();
-    let (folders, ops) = super::cache::caches(&document.caches, &home, caller).map_err(at("caches"))?;
-    policy.folders = folders;
-    policy.fs.extend(ops);
     policy.environment.set = document.environment.iter().map(|(name, value)| (name.into(), value.into())).collect();
+    super::cache::add(&document.caches, &mut policy, caller).map_err(at("caches"))?;
     policy.environment.pass.clone_from(&document.env_pass);
     policy.environment.deny.clone_from(&document.env_deny);
     policy.namespaces.user = document.user_namespace_isolation;

@@ -84,12 +84,7 @@ impl Overrides {
         for path in &self.hide {
             hidden.push(inside("--hide", path, caller)?);
         }
-        let home = policy.environment.set.get(OsStr::new("HOME")).map(PathBuf::from);
-        let home = home.or_else(|| caller.home.clone()).unwrap_or_default();
-        let (folders, ops) =
-            cache::caches(&self.caches, &home, caller).map_err(|reason| refuse("--cache", reason, None))?;
-        policy.folders.extend(folders);
-        policy.fs.extend(ops);
+        cache::add(&self.caches, &mut policy, caller).map_err(|reason| refuse("--cache", reason, None))?;
         let (shown, others) = self.binds(&hidden, caller)?;
         for op in others {
             let bound = matches!(op, FsOp::Bind { .. }).then(|| op.target().clone());

@@ -8,6 +8,7 @@
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 use std::time::Duration;
@@ -20,8 +21,9 @@ use nix::sys::stat::{Mode, fstat, lstat};
 use nix::unistd::{Pid, geteuid, write};
 
 use super::failure::{At, Fault, Stage};
-use crate::host::{CgroupVersion, Controller};
+use crate::host::{CgroupVersion, Controller, is_private_name};
 use crate::plan::{CgroupPlan, Namespaces, Plan};
+use crate::removal::is_same;
 use crate::report::Counted;
 use crate::sys;
 
@@ -132,7 +134,11 @@ impl<'a> Group<'a> {
         let mut tries = 0;
         loop {
             // Whoever could open it could lock it.
-            let made = DirBuilder::new().mode(0o700).create(&plan.path).map_err(errno).and_then(|()| Self::hold(plan));
+            let made = DirBuilder::new()
+                .mode(0o700)
+                .create(&plan.path)
+                .map_err(|error| sys::errno_of(&error))
+                .and_then(|()| Self::hold(plan));
             match made {
                 Err(Errno::EEXIST | Errno::ENOENT | Errno::ENODEV | Errno::EWOULDBLOCK) if tries < TRIES => {}
                 Err(errno) => return Err(errno),
@@ -164,10 +170,6 @@ impl<'a> Group<'a> {
     }
 }
 
-fn errno(error: io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(nix::libc::EIO))
-}
-
 fn write_all(file: &OwnedFd, value: &str) -> nix::Result<()> {
     match write(file, value.as_bytes())? {
         length if length == value.len() => Ok(()),
@@ -186,20 +188,16 @@ fn lock(path: &Path) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let folder = open(path, flags, Mode::empty())?;
     sys::lock_whole(folder.as_fd())?;
-    let (held, found) = (fstat(&folder)?, lstat(path)?);
-    if (held.st_dev, held.st_ino) == (found.st_dev, found.st_ino) { Ok(folder) } else { Err(Errno::ENOENT) }
+    if is_same(&fstat(&folder)?, &lstat(path)?) { Ok(folder) } else { Err(Errno::ENOENT) }
 }
 
 /// Removes cgroups of this name and this user that no supervisor holds, and what runs in them. That some can't be removed keeps
 /// nobody from running.
 fn sweep(parent: &Path) {
     let is_left = |path: &Path| -> Option<OwnedFd> {
-        let name = path.file_name()?.to_str()?.strip_prefix("shannot-")?;
         let metadata = fs::symlink_metadata(path).ok()?;
-        let is_ours = name.len() == 16
-            && name.bytes().all(|byte| byte.is_ascii_hexdigit())
-            && metadata.is_dir()
-            && metadata.uid() == geteuid().as_raw();
+        let is_ours =
+            is_private_name(path.file_name()?.as_bytes()) && metadata.is_dir() && metadata.uid() == geteuid().as_raw();
         if is_ours { lock(path).ok() } else { None }
     };
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
@@ -215,7 +213,7 @@ fn sweep(parent: &Path) {
 /// Only an empty one can be removed; who is dying is in it for a while yet.
 fn remove(path: &Path, folder: &OwnedFd, tries: u32) -> bool {
     for _ in 0..tries {
-        match fs::remove_dir(path).map_err(errno) {
+        match fs::remove_dir(path).map_err(|error| sys::errno_of(&error)) {
             Ok(()) | Err(Errno::ENOENT) => return true,
             Err(Errno::EBUSY) => {}
             Err(_) => return false,
@@ -238,7 +236,7 @@ fn end_all(folder: &OwnedFd) -> nix::Result<()> {
     }
     let members = || {
         let file = openat(folder, "cgroup.procs", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-        io::read_to_string(File::from(file)).map_err(errno)
+        io::read_to_string(File::from(file)).map_err(|error| sys::errno_of(&error))
     };
     for line in members()?.lines() {
         // 0 is one that has no number here.

@@ -8,14 +8,16 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag, openat};
+use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat, mkdirat, umask};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
 use super::prepare::c_string;
 use super::resolve::open_real;
+use crate::host::is_private_name;
 use crate::plan::Scratch;
 use crate::removal::{self, Whose, is_same, unlock};
+use crate::sys;
 
 /// A folder that is younger may be about to be locked.
 const OLD: Duration = Duration::from_secs(10);
@@ -33,7 +35,7 @@ pub(super) struct Folder {
     parent: OwnedFd,
     name: CString,
     /// Locked while a run uses it, by supervisor and init; the lock goes with the last of them, however that ends.
-    held: Flock<OwnedFd>,
+    held: OwnedFd,
 }
 
 impl Folder {
@@ -96,9 +98,9 @@ impl AsFd for Folder {
     }
 }
 
-fn hold(parent: impl AsFd, name: &CStr) -> nix::Result<Flock<OwnedFd>> {
+fn hold(parent: impl AsFd, name: &CStr) -> nix::Result<OwnedFd> {
     let folder = openat(parent, name, OPEN, Mode::empty())?;
-    Flock::lock(folder, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)
+    sys::lock_whole(folder.as_fd()).map(|()| folder)
 }
 
 /// Removes folders of this name and this user that no run holds. That some can't be removed keeps nobody from running.
@@ -117,9 +119,8 @@ fn sweep(parent: &OwnedFd) {
 }
 
 /// Takes a folder that a run left.
-fn hold_left(parent: &OwnedFd, name: &CStr) -> nix::Result<Flock<OwnedFd>> {
-    let key = name.to_bytes().strip_prefix(b"shannot-").ok_or(Errno::EINVAL)?;
-    if key.len() != 16 || !key.iter().all(u8::is_ascii_hexdigit) {
+fn hold_left(parent: &OwnedFd, name: &CStr) -> nix::Result<OwnedFd> {
+    if !is_private_name(name.to_bytes()) {
         return Err(Errno::EINVAL);
     }
     let seen = openat(parent, name, OPEN | OFlag::O_PATH, Mode::empty())?;

@@ -138,7 +138,7 @@ impl Process {
 }
 
 fn all_processes() -> nix::Result<Vec<Process>> {
-    let entries = fs::read_dir("/proc").map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+    let entries = fs::read_dir("/proc").map_err(|error| sys::errno_of(&error))?;
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     Ok(pids.filter_map(|pid| Process::read(Pid::from_raw(pid))).collect())
 }

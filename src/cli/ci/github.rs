@@ -4,11 +4,12 @@
 use std::collections::hash_map::RandomState;
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher};
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 
 use nix::libc;
 
-use super::{append, layers};
+use super::layers;
 use crate::cli::output::{self, Complaint};
 use crate::cli::record::Record;
 
@@ -50,7 +51,7 @@ impl Github {
             text.push_str(&format!("::debug::{}\n", data(&format!("{layer}: {state}"))));
         }
         // Whatever comes of the summary: the runner must listen again.
-        let summary = self.summary.map(|summary| append(&summary, &markdown(record)));
+        let summary = self.summary.map(|mut summary| summary.write_all(markdown(record).as_bytes()));
         match summary.transpose() {
             Ok(_) => Ok(text),
             Err(error) => {

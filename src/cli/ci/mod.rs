@@ -6,12 +6,9 @@ mod gitlab;
 mod junit;
 
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io::Write;
 
 use super::output::{self, Complaint};
 use super::record::{Record, RecordFile};
-use crate::report::Enforcement;
 
 pub(super) use executor::{Stage, gitlab as gitlab_executor};
 
@@ -79,10 +76,5 @@ impl Voice {
 
 /// What was in force, a line a layer, for people.
 fn layers(record: &Record<'_>) -> Vec<(String, String)> {
-    let said = |state: &Enforcement| state.to_string();
-    record.effective.iter().map(|(layer, state)| (layer.to_string(), said(state))).collect()
-}
-
-fn append(mut file: &File, text: &str) -> std::io::Result<()> {
-    file.write_all(text.as_bytes())
+    record.effective.iter().map(|(layer, state)| (layer.to_string(), state.to_string())).collect()
 }

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use serde::Serialize;
 
 use super::{Cause, mountinfo, survey};
+use crate::sys;
 
 mod hierarchy;
 #[cfg(test)]
@@ -279,7 +280,7 @@ impl Cgroups {
     fn try_child<T>(&self, folder: &Path, look: impl FnOnce(&Path) -> T) -> nix::Result<T> {
         // Under a name of its own: that of the run's is removed by who has it locked, and by nobody else.
         let child = folder.join(super::private_name());
-        DirBuilder::new().create(&child).map_err(errno)?;
+        DirBuilder::new().create(&child).map_err(|error| sys::errno_of(&error))?;
         let seen = look(&child);
         if fs::remove_dir(&child).is_err() {
             // Another run, sweeping, was faster; or the next one will.
@@ -313,12 +314,8 @@ fn no_child(folder: &Path, errno: Errno) -> Cause {
     Cause { cause: format!("no cgroup can be made in {}: {error}", folder.display()), cure: None }
 }
 
-fn errno(error: io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(nix::libc::EIO))
-}
-
 fn open_to_write(path: &Path) -> nix::Result<File> {
-    File::options().write(true).open(path).map_err(errno)
+    File::options().write(true).open(path).map_err(|error| sys::errno_of(&error))
 }
 
 fn text(folder: &Path, file: &str) -> Option<String> {
