@@ -107,10 +107,9 @@ pub(super) fn look_up(root: impl AsFd, path: &Path, lookup: Lookup) -> nix::Resu
     let flags = if lookup.follow_last { PATH_ONLY } else { PATH_ONLY | OFlag::O_NOFOLLOW };
     let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     match openat2(root.as_fd(), relative, how) {
-        // ENOSYS: before Linux 5.6, or a filter (systemd's RestrictSUIDSGID); EPERM: older container filters.
-        Err(Errno::ENOSYS | Errno::EPERM) => walk(root.as_fd(), relative, lookup.follow_last),
-        // RESOLVE_IN_ROOT gives up when a rename races with `..`; nothing inside races with us, the host may.
-        Err(Errno::EAGAIN) => openat2(root.as_fd(), relative, how),
+        // ENOSYS: before Linux 5.6, or a filter (systemd's RestrictSUIDSGID); EPERM: older container filters. EAGAIN:
+        // RESOLVE_IN_ROOT gives up at `..` when anything is renamed or mounted meanwhile, on a busy host again and again.
+        Err(Errno::ENOSYS | Errno::EPERM | Errno::EAGAIN) => walk(root.as_fd(), relative, lookup.follow_last),
         result => result,
     }
 }
@@ -274,8 +273,9 @@ fn make(parent: BorrowedFd<'_>, name: &OsStr, node: Node, making: Making<'_>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::{create_dir, create_dir_all, write};
+    use std::fs::{create_dir, create_dir_all, rename, write};
     use std::os::unix::fs::symlink;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     fn same(a: &OwnedFd, b: &OwnedFd) -> bool {
         let (a, b) = (fstat(a).unwrap(), fstat(b).unwrap());
@@ -353,5 +353,35 @@ mod tests {
             assert!(directory.path().join("there/made").is_file());
             std::fs::remove_file(directory.path().join("there/made")).unwrap();
         }
+    }
+
+    /// The kernel counts renames for all folders together.
+    #[test]
+    fn who_renames_elsewhere_keeps_no_path_from_being_found() {
+        // In memory they are fast enough.
+        let memory = Path::new("/dev/shm");
+        let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
+        let folder = folder.path();
+        create_dir_all(folder.join("root/a/b")).unwrap();
+        create_dir(folder.join("root/c")).unwrap();
+        let (root, wanted) = (open_dir(&folder.join("root")), open_dir(&folder.join("root/c")));
+        let done = AtomicBool::new(false);
+        let rename_on = |name: &str| {
+            let (one, other) = (folder.join(name), folder.join(format!("other-{name}")));
+            create_dir(&one).unwrap();
+            while !done.load(Ordering::Relaxed) {
+                rename(&one, &other).unwrap();
+                rename(&other, &one).unwrap();
+            }
+        };
+        std::thread::scope(|scope| {
+            for name in ["1", "2", "3"] {
+                scope.spawn(move || rename_on(name));
+            }
+            let find = |_| open_in_root(&root, Path::new("/a/b/../b/../../c")).map(|found| same(&found, &wanted));
+            let missed: Vec<_> = (0..200_000).map(find).filter(|found| *found != Ok(true)).collect();
+            done.store(true, Ordering::Relaxed);
+            assert_eq!(missed, []);
+        });
     }
 }
