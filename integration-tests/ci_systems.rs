@@ -265,6 +265,10 @@ fn reports_say_what_ran_and_how_it_ended() {
         let result = run(&["--ci", "auto"], "echo hi").env("GITLAB_CI", "true").output().expect_code(0);
         assert!(result.stdout.contains("section_start:") && result.stdout.contains("section_end:"), "{result:?}");
         assert_eq!(run(&["--ci", "auto"], "echo hi").output().expect_code(0).stdout, "hi\n");
+        // A report that can't be written leaves the runner listening again.
+        let full = run(&["--ci", "github", "--report", "/dev/full"], "true").output().expect_code(125);
+        let token = full.stdout.lines().next().unwrap().strip_prefix("::stop-commands::").unwrap().to_owned();
+        assert!(full.stdout.lines().any(|line| line == format!("::{token}::")), "{full:?}");
         // What a job could not start at all.
         let result = run(&["--junit", &junit, "--chdir", "/no/such"], "true").output().expect_code(125);
         assert!(fs::read_to_string(&junit).unwrap().contains("<error type=\"shannot\""), "{result:?}");

@@ -77,12 +77,10 @@ fn run_kept(common: &Common, options: &Options, profile: &Profile, policy: &Poli
     let result = launch::run(policy, &mut plan, &stdio);
     if file.is_some() || voice.is_some() {
         let record = Record::new(profile, &plan, started, result.as_ref());
-        if let Some(file) = file {
-            file.write(&record)?;
-        }
-        if let Some(voice) = voice {
-            voice.end(&record)?;
-        }
+        // One that fails keeps nobody from the other: a runner waits for what ends the job's output.
+        let written = file.map(|file| file.write(&record));
+        let said = voice.map(|voice| voice.end(&record));
+        written.into_iter().chain(said).collect::<Result<(), _>>()?;
     }
     finish(result?, &plan, common)
 }

@@ -10,7 +10,7 @@ use super::load::Caller;
 use crate::policy::{Access, FsOp, OverlayTop, SandboxPath, Workspace};
 
 /// What git executes, or is led to what it executes by (gitrepository-layout(5), git-config(1), githooks(5)).
-pub(super) const GUARDED: &[&str] = &["hooks", "config", "config.worktree", "commondir"];
+const GUARDED: &[&str] = &["hooks", "config", "config.worktree", "commondir"];
 
 /// gitrepository-layout(5): a file in place of the folder.
 const GIT: &str = ".git";

@@ -197,8 +197,8 @@ pub(super) fn children() -> nix::Result<Vec<Pid>> {
     Ok(all_processes()?.into_iter().filter(|process| process.parent == me).map(|process| process.pid).collect())
 }
 
-/// After the keeper was killed: init has died with it, and all others have come to this process, a subreaper too, or will. Ends
-/// them, and leaves other children alone, and what those leave behind.
+/// After the keeper was killed: init, which ends the others when it sees that, has come to this process, a subreaper too, and so
+/// will whoever it leaves. Ends them all, and leaves other children alone, and what those leave behind.
 pub(super) fn end_orphans(before: &[Pid]) -> nix::Result<()> {
     let is_ours = |process: &Process| {
         // Who had no children has none of others.
