@@ -352,6 +352,22 @@ fn what_was_changed_meanwhile_is_not_lost() {
 }
 
 #[test]
+fn an_index_that_looking_has_written_is_told_from_work() {
+    for caller in callers() {
+        let mut job = Job::new(caller, "mkdir .git; echo 1 >.git/index; echo 1 >a");
+        if !job.run("echo 2 >.git/index; echo 2 >a") {
+            continue;
+        }
+        outside(caller, &job.workspace, "echo mine >.git/index").expect_code(0);
+        let refused = job.changes(&["apply", "last"]).expect_code(1);
+        refused.expect_stderr("hint: `git status` alone writes .git/index").expect_stderr("hint: --force");
+        outside(caller, &job.workspace, "echo mine >a").expect_code(0);
+        let refused = job.changes(&["apply", "last"]).expect_code(1).expect_stderr("hint: --force");
+        assert!(!refused.stderr.contains("git status"), "{refused:?}");
+    }
+}
+
+#[test]
 fn artifacts_are_copied_from_what_the_command_saw() {
     for caller in callers() {
         let mut job = Job::new(caller, "mkdir -p out/sub gone; echo old >out/old; echo 1 >out/sub/low; echo 1 >gone/f");

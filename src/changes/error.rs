@@ -100,6 +100,9 @@ impl Error {
             Error::NoPlace | Error::Unfit { .. } => Some(elsewhere.to_owned()),
             Error::Inside { .. } => Some("set XDG_STATE_HOME to a folder outside of the workspace".to_owned()),
             Error::Untrusted(_) => Some("it must be yours, and writable by nobody else: chown, chmod go-w".to_owned()),
+            Error::NoRun(name) if name == "last" => {
+                Some("no changes are kept: --workspace-mode overlay keeps those of a run".to_owned())
+            }
             Error::NoRun(_) | Error::Ambiguous { .. } => {
                 Some("`shannot changes list` shows what there is; `last` is the newest".to_owned())
             }

@@ -63,9 +63,9 @@ pub struct Record {
 
 impl Record {
     pub(super) fn read(folder: impl AsFd, id: &str) -> Result<Self, Error> {
-        let path = Path::new(FILE);
+        let path = &Path::new(id).join(FILE);
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let file = openat(folder, path, flags, Mode::empty()).map_err(at_errno("open", path))?;
+        let file = openat(folder, FILE, flags, Mode::empty()).map_err(at_errno("open", path))?;
         let mut text = Vec::new();
         File::from(file).take(1 << 16).read_to_end(&mut text).map_err(at("read", path))?;
         serde_json::from_slice(&text).map_err(|source| Error::Record { id: id.to_owned(), source })
@@ -74,11 +74,11 @@ impl Record {
     /// In one step: a reader finds the old or the new one.
     pub(super) fn write(&self, folder: impl AsFd, id: &str) -> Result<(), Error> {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let (path, new) = (Path::new(FILE), Path::new(NEW));
+        let path = &Path::new(id).join(FILE);
         let text = serde_json::to_vec(self).map_err(|source| Error::Record { id: id.to_owned(), source })?;
-        let file = openat(&folder, new, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(at_errno("write", path))?;
+        let file = openat(&folder, NEW, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(at_errno("write", path))?;
         File::from(file).write_all(&text).map_err(at("write", path))?;
-        renameat(&folder, new, &folder, path).map_err(at_errno("write", path))
+        renameat(&folder, NEW, &folder, FILE).map_err(at_errno("write", path))
     }
 }
 

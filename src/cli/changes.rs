@@ -126,8 +126,16 @@ fn say_applied(run: &Run, applied: Applied, json: bool) -> Result<u8, Complaint>
         Applied::Conflicts(changes) => {
             print(&changes, json)?;
             let message = "nothing was applied: the workspace was changed since the run started";
-            let hint = "--force applies all the same, over what is there now";
-            Err(Complaint::plain("changes", message).with_hint(hint).with_code(REFUSED))
+            let complaint = Complaint::plain("changes", message).with_code(REFUSED);
+            // The one file that is written by looking.
+            let is_index = |change: &Change| change.path.as_path() == Path::new(".git/index");
+            let complaint = match changes.iter().filter(|change| change.conflict).all(is_index) {
+                true => complaint.with_hint(
+                    "`git status` alone writes .git/index: where nothing was staged meanwhile, nothing is lost",
+                ),
+                false => complaint,
+            };
+            Err(complaint.and_hint("--force applies all the same, over what is there now"))
         }
     }
 }
