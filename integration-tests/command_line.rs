@@ -199,6 +199,25 @@ fn mistyped_names_and_options_suggest_the_nearest() {
     run(&["run", "--tmeout", "3", "ls"]).expect_stderr("--timeout");
     run(&["run", "--require", "secomp", "ls"]).expect_stderr("did you mean \"seccomp\"?");
     run(&["run", "--net", "loopbak", "ls"]).expect_stderr("loopback");
+    run(&["--rw", ".", "ls"]).expect_stderr("hint: --rw is an option of `run`: shannot run --rw … -- COMMAND");
+    let result = run(&["--error-format=json", "--timeout=3", "ls"]);
+    let error: Value = serde_json::from_str(&result.stderr).unwrap();
+    assert!(error["hint"].as_str().unwrap().contains("shannot run --timeout"), "{error}");
+    let result = run(&["run", "--no-such-option", "ls"]);
+    assert!(!result.stderr.contains("is an option of"), "{result:?}");
+    let bare = |arguments: &[&str]| Shannot::new(Caller::Own).args(arguments).output();
+    bare(&["doctr"]).expect_code(126).expect_stderr("is not allowed").expect_stderr("did you mean `shannot doctor`?");
+    bare(&["-p", "host", "verfy"]).expect_code(127).expect_stderr("did you mean `shannot verify`?");
+    let result = bare(&["-p", "host", "no-such-command"]).expect_code(127);
+    assert!(!result.stderr.contains("did you mean"), "{result:?}");
+}
+
+#[test]
+fn verbose_says_what_is_easily_overlooked() {
+    let run = |arguments: &[&str]| Shannot::new(Caller::Own).args(["run", "-p", "host"]).args(arguments).output();
+    run(&["-v", "--hide", "/nowhere", "true"]).expect_code(0).expect_stderr("--hide /nowhere: there is no such file");
+    run(&["-v", "--timeout", "0.2", "sleep", "60"]).expect_code(124).expect_stderr("after the timeout");
+    assert_eq!(run(&["--hide", "/nowhere", "--timeout", "0.2", "sleep", "60"]).expect_code(124).stderr, "");
 }
 
 #[test]

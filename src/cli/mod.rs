@@ -19,10 +19,12 @@ mod workspace;
 
 use std::ffi::OsString;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser};
 
 use self::args::{Cli, Command, Common, Options};
 use self::output::{Complaint, ErrorFormat, note};
+use crate::seccomp::nearest;
 use crate::sys;
 
 pub use bwrap::main as bwrap_main;
@@ -58,6 +60,29 @@ pub fn main() -> u8 {
     }
 }
 
+/// The bare form has no options of its own, and a word that is no subcommand's name is a command's.
+fn bare(common: &Common, command: Vec<OsString>) -> Result<u8, Complaint> {
+    let word = command.first().and_then(|word| word.to_str()).unwrap_or_default().to_owned();
+    run::run(common, &Options::default(), command).map_err(|complaint| {
+        let program = Cli::command();
+        let meant = nearest(&word, program.get_subcommands().map(clap::Command::get_name));
+        match meant.filter(|_| matches!(complaint.code, Complaint::NOT_ALLOWED | Complaint::NOT_FOUND)) {
+            Some(meant) => complaint.and_hint(&format!("did you mean `shannot {meant}`?")),
+            None => complaint,
+        }
+    })
+}
+
+/// What to say of an option of `run` that stands before a bare command.
+fn misplaced(error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(option)) = error.get(ContextKind::InvalidArg) else { return None };
+    let name = option.split('=').next()?.strip_prefix("--")?;
+    let program = Cli::command();
+    let known = program.find_subcommand("run")?.get_arguments().any(|known| known.get_long() == Some(name));
+    let is_before = error.get(ContextKind::Usage).is_some_and(|usage| !usage.to_string().contains("shannot run"));
+    (known && is_before).then(|| format!("--{name} is an option of `run`: shannot run --{name} … -- COMMAND"))
+}
+
 fn canary_main(task: &OsString) -> u8 {
     match task.to_str().map(canary::run) {
         Some(Ok(())) => 0,
@@ -85,10 +110,12 @@ fn usage(error: &clap::Error, format: ErrorFormat) -> u8 {
     match format {
         ErrorFormat::Json => {
             let text = error.render().to_string();
-            Complaint::plain("usage", text.trim().trim_start_matches("error: ")).say(format)
+            let complaint = Complaint::plain("usage", text.trim().trim_start_matches("error: "));
+            Complaint { hint: misplaced(error), ..complaint }.say(format)
         }
         ErrorFormat::Text => {
-            note(error.render().to_string().trim_end());
+            let hint = misplaced(error).map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
+            note(&format!("{}{hint}", error.render().to_string().trim_end()));
             Complaint::FAILED
         }
     }
@@ -98,7 +125,7 @@ fn dispatch(cli: Cli) -> Result<u8, Complaint> {
     let Cli { common, command } = cli;
     match command {
         Command::Run(run) => run::run(&common, &run.options, run.command),
-        Command::Bare(command) => run::run(&common, &Options::default(), command),
+        Command::Bare(command) => bare(&common, command),
         Command::Verify(options) => verify::verify(&common, &options),
         Command::Doctor(options) => doctor::doctor(&common, &options),
         Command::Export => profiles::export(&common),

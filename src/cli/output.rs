@@ -19,9 +19,6 @@ pub(super) enum ErrorFormat {
     Json,
 }
 
-/// Exit code for a command that the allowlist refuses.
-const NOT_ALLOWED: u8 = 126;
-
 /// An error on its way to the user.
 #[derive(Debug, Serialize)]
 pub(super) struct Complaint {
@@ -46,6 +43,10 @@ pub(super) struct Complaint {
 impl Complaint {
     /// Exit code of Shannot's own failures.
     pub(super) const FAILED: u8 = 125;
+    /// Exit code for a command that the allowlist refuses, or that can't be executed.
+    pub(super) const NOT_ALLOWED: u8 = 126;
+    /// Exit code for a command that is not there.
+    pub(super) const NOT_FOUND: u8 = 127;
 
     /// From an error and all its causes.
     pub(super) fn new(stage: &str, error: &(dyn Error + 'static), hint: Option<String>) -> Self {
@@ -82,6 +83,12 @@ impl Complaint {
         Self { hint: Some(hint.to_owned()), ..self }
     }
 
+    /// With one more.
+    pub(super) fn and_hint(self, hint: &str) -> Self {
+        let hints = self.hint.iter().map(String::as_str).chain([hint]).collect::<Vec<_>>().join("\n");
+        self.with_hint(&hints)
+    }
+
     /// With another exit code.
     pub(super) fn with_code(self, code: u8) -> Self {
         Self { code, ..self }
@@ -109,7 +116,7 @@ impl From<ProfileError> for Complaint {
 
 impl From<PlanError> for Complaint {
     fn from(error: PlanError) -> Self {
-        let code = if matches!(error, PlanError::NotAllowed { .. }) { NOT_ALLOWED } else { Self::FAILED };
+        let code = if matches!(error, PlanError::NotAllowed { .. }) { Self::NOT_ALLOWED } else { Self::FAILED };
         Self::new("plan", &error, error.hint()).with_code(code)
     }
 }

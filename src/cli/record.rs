@@ -1,9 +1,9 @@
 //! `--report`: one JSON object for a run, written to a descriptor that was opened before the command could touch
 //! anything.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::SystemTime;
 
@@ -108,10 +108,16 @@ impl Record<'_> {
     }
 }
 
+fn cannot_write(name: &OsStr, error: &io::Error) -> Complaint {
+    Complaint::new("report", error, None).about(format!("cannot write the report to {name:?}"))
+}
+
 /// Where the record goes.
 #[derive(Debug)]
 pub(super) struct RecordFile {
     file: File,
+    /// As it was named.
+    name: OsString,
     /// What was in it goes. Not so for a descriptor: where it stands is its owner's business.
     replace: bool,
 }
@@ -119,9 +125,8 @@ pub(super) struct RecordFile {
 impl RecordFile {
     /// `FILE`, or `fd:N`.
     pub(super) fn open(destination: &OsStr) -> Result<Self, Complaint> {
-        let refuse = |error: std::io::Error| {
-            Complaint::new("report", &error, None).about(format!("cannot write the report to {destination:?}"))
-        };
+        let refuse = |error: io::Error| cannot_write(destination, &error);
+        let name = destination.to_owned();
         if let Some(number) = destination.to_str().and_then(|text| text.strip_prefix("fd:")) {
             let invalid =
                 || Complaint::plain("report", format!("cannot write the report to {destination:?}: not a descriptor"));
@@ -132,12 +137,12 @@ impl RecordFile {
                 return Err(refuse(nix::errno::Errno::EBADF.into()));
             }
             let file = fd.try_clone_to_owned().map_err(refuse)?.into();
-            return Ok(Self { file, replace: false });
+            return Ok(Self { file, name, replace: false });
         }
         // A link in the last place may be a trap of the previous job's: as root it would choose what is overwritten.
         let flags = libc::O_NOFOLLOW | libc::O_NOCTTY;
         let file = File::options().write(true).create(true).truncate(false).custom_flags(flags).open(destination);
-        file.map(|file| Self { file, replace: true }).map_err(refuse)
+        file.map(|file| Self { file, name, replace: true }).map_err(refuse)
     }
 
     pub(super) fn write(self, record: &Record<'_>) -> Result<(), Complaint> {
@@ -151,8 +156,6 @@ impl RecordFile {
             Ok(metadata) if self.replace && metadata.is_file() => self.file.set_len(0),
             _ => Ok(()),
         };
-        emptied
-            .and_then(|()| self.file.write_all(text.as_bytes()))
-            .map_err(|error| Complaint::new("report", &error, None).about("cannot write the report".to_owned()))
+        emptied.and_then(|()| self.file.write_all(text.as_bytes())).map_err(|error| cannot_write(&self.name, &error))
     }
 }

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::SystemTime;
 
 use nix::sys::signal::{Signal, raise};
@@ -100,6 +101,9 @@ fn say_more(profile: &Profile, plan: &Plan, options: &Options) {
     for skipped in &plan.skipped {
         note(&format!("shannot: skipped {skipped}"));
     }
+    for path in options.hide.iter().filter(|path| Path::new(path).symlink_metadata().is_err()) {
+        note(&format!("shannot: --hide {}: there is no such file now", path.display()));
+    }
     for unknown in unknown_names(plan) {
         note(&format!("shannot: {unknown}"));
     }
@@ -158,6 +162,9 @@ fn finish(outcome: Outcome, plan: &Plan, common: &Common) -> Result<u8, Complain
         note(&format!("shannot: cannot remove the private folder {:?}", scratch.path));
     }
     say_of_cgroups(&outcome, plan);
+    if common.verbose && matches!(outcome.ended_by, EndedBy::Timeout | EndedBy::KillAfter) {
+        note(&format!("shannot: {outcome}"));
+    }
     if common.verbose && outcome.exit_code() == KILLED_BY_FILTER {
         note(
             "shannot: it ended with SIGSYS: a seccomp filter kills some call of it, or it is a program for i386 or x32, which the presets kill",

@@ -45,7 +45,11 @@ struct Guard {
 pub(super) fn make_folders(policy: &Policy) -> Result<(), Complaint> {
     policy.folders.iter().try_for_each(|folder| {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-        made.map_err(|error| Complaint::new("cache", &error, None).about(format!("cannot make {}", folder.display())))
+        made.map_err(|error| {
+            Complaint::new("cache", &error, None)
+                .about(format!("cannot make {}", folder.display()))
+                .with_hint("caches are kept below $XDG_CACHE_HOME, else below ~/.cache: name a folder of yours there")
+        })
     })
 }
 
@@ -239,9 +243,13 @@ fn open_secret(word: &OsString) -> Result<(String, Opened), Complaint> {
         return Ok((name.to_owned(), Opened::Number(number)));
     }
     let path = source.strip_prefix("file:").ok_or_else(|| refuse("it names neither fd: nor file:"))?;
-    let file = File::open(path).map_err(|error| {
+    let cannot_read = |error: io::Error| {
         Complaint::new("secret", &error, None).about(format!("cannot read the secret {name} from {path:?}"))
-    })?;
+    };
+    let file = File::open(path).map_err(cannot_read)?;
+    if file.metadata().map_err(cannot_read)?.is_dir() {
+        return Err(cannot_read(Errno::EISDIR.into()));
+    }
     Ok((name.to_owned(), Opened::File(file)))
 }
 

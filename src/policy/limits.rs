@@ -69,7 +69,7 @@ impl fmt::Display for Cpus {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LimitsError {
     /// Not a size.
-    #[error("{0:?} is not a size; write a number of bytes, or one with K, M, G or T (powers of 1024)")]
+    #[error("{0:?} is not a size; write a number of bytes above 0, or one with K, M, G or T (powers of 1024)")]
     Size(String),
     /// Not a number of CPUs.
     #[error("{0:?} is not a number of CPUs; write one from 0.01 up, with at most three decimals, such as 2 or \"1.5\"")]

@@ -328,7 +328,7 @@ impl Failure {
             (Stage::Attributes, Errno::EPERM) => "the host mounts it noexec, which can't be undone",
             (Stage::Lookup, Errno::ENOENT) => "only what the profile binds exists inside, and PATH is the profile's",
             (Stage::Lookup | Stage::Exec, Errno::EACCES) => {
-                "it is not executable, or the profile's allowed_commands does not list it; a script needs its interpreter listed too"
+                "it is a directory or not executable, or the profile's allowed_commands does not list it; a script needs its interpreter listed too"
             }
             (Stage::Exec, Errno::ENOENT) => {
                 "the file exists, but the loader or interpreter that it names does not exist inside the sandbox"
