@@ -4,6 +4,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use serde_json::{Value, json};
+
 use crate::ci::{Job, git, own_all};
 use crate::support::*;
 
@@ -47,6 +49,16 @@ fn an_overlay_changes_nothing_until_it_is_applied() {
         assert_eq!(fs::read_to_string(job.workspace.join("made")).unwrap(), "made\n");
         job.run(&["changes", "discard", "last"]).output().expect_code(0);
         assert!(!job.workspace.join(".git/hooks/pre-commit").exists());
+        // An artifact that can't be had is a failure of the run, and the report says so.
+        let report = job.home.join("report.json");
+        let overlay = ["run", "-p", "ci", "--workspace-mode", "overlay", "--report", report.to_str().unwrap()];
+        for (artifact, code) in [("leads-out", 1), ("missing", 125)] {
+            let words = ["--artifact", artifact, "--", "ln", "-s", "/etc/shadow", "leads-out"];
+            job.run(&overlay).args(words).output().expect_code(code);
+            let report: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+            assert_eq!((&report["exit_code"], &report["outcome"]["ending"]["code"]), (&json!(code), &json!(0)));
+            job.run(&["changes", "discard", "last"]).output().expect_code(0);
+        }
         // What changes nothing, or does not start, leaves nothing.
         job.sh(&["run", "-p", "ci", "--workspace-mode", "overlay"], "true").expect_code(0);
         job.run(&["run", "-p", "ci", "--workspace-mode", "overlay", "--", "/no/such"]).output().expect_code(127);

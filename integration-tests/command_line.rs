@@ -119,63 +119,6 @@ fn dry_run_shows_the_plan_and_does_nothing() {
 }
 
 #[test]
-fn the_report_says_what_happened() {
-    for caller in callers() {
-        let scratch = Scratch::new();
-        let folder = scratch.folder("out", caller);
-        let file = folder.join("report.json");
-        let run = |command: &[&str]| {
-            let run =
-                Shannot::new(caller).profile(&base_profile()).args(["run", "--report"]).args([&file]).args(command);
-            let code = run.output().code;
-            let report: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
-            assert_eq!(report["exit_code"], json!(code));
-            report
-        };
-        let report = run(&["sh", "-c", "exit 7"]);
-        assert_eq!(report["outcome"]["ending"], json!({"how": "exited", "code": 7}));
-        assert_eq!(report["effective"]["seccomp"]["state"], json!("full"));
-        assert_eq!(report["profile"]["sha256"].as_str().unwrap().len(), 64);
-        assert_eq!(report["denials_complete"], json!(false));
-        let report = run(&["sh", "-c", "kill -9 $$"]);
-        assert_eq!(report["outcome"]["ending"]["signal"], json!(9));
-        let report = run(&["--timeout", "0.2", "sleep", "60"]);
-        assert_eq!((&report["outcome"]["ended_by"], &report["exit_code"]), (&json!("timeout"), &json!(124)));
-        // A command that exits with Shannot's own codes is told apart.
-        assert_eq!(run(&["sh", "-c", "exit 125"])["outcome"]["ended_by"], json!("command"));
-        let report = run(&["no-such-command"]);
-        assert_eq!((&report["exit_code"], &report["effective"]), (&json!(127), &json!({})));
-        assert!(report["error"]["message"].as_str().unwrap().contains("no-such-command"));
-        let through_fd = format!("{} run --report fd:5 ls / 5>&1 >/dev/null", binary().display());
-        let run = Shannot::through(caller, std::path::Path::new("/bin/sh"), ["-c", &through_fd]);
-        assert!(serde_json::from_str::<Value>(&run.output().expect_code(0).stdout).is_ok());
-        // What was in a descriptor's file before is its owner's.
-        let appended = format!("{{ echo mine; {} run --report fd:1 ls /; }} > {}", binary().display(), file.display());
-        Shannot::through(caller, std::path::Path::new("/bin/sh"), ["-c", &appended]).output().expect_code(0);
-        let text = std::fs::read_to_string(&file).unwrap();
-        assert!(text.starts_with("mine\nbin\n") && text.ends_with("}\n"), "{text:?}");
-    }
-}
-
-#[test]
-fn a_report_is_not_written_through_a_link_or_to_nowhere() {
-    for caller in callers() {
-        let scratch = Scratch::new();
-        let folder = scratch.folder("out", caller);
-        let precious = folder.join("precious");
-        std::fs::write(&precious, "precious").unwrap();
-        own(&precious, caller);
-        std::os::unix::fs::symlink(&precious, folder.join("link")).unwrap();
-        for destination in [folder.join("link"), folder.join("no/such"), "fd:77".into(), "fd:x".into()] {
-            let run = Shannot::new(caller).args(["run", "--report"]).args([&destination]).args(["ls", "/"]);
-            let result = run.output().expect_code(125);
-            assert_eq!(result.stdout, "", "{result:?}");
-        }
-        assert_eq!(std::fs::read_to_string(&precious).unwrap(), "precious");
-    }
-}
-
-#[test]
 fn errors_as_json_are_one_object() {
     for caller in callers() {
         for (arguments, stage) in [

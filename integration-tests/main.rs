@@ -44,6 +44,7 @@ mod profiles;
 mod promises;
 mod races;
 mod refusing_hosts;
+mod reports;
 mod seccomp;
 mod seccomp_commands;
 mod seccomp_peers;

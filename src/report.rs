@@ -260,8 +260,32 @@ pub struct Counted {
     pub pids_refused: Option<u64>,
 }
 
+/// What a layer is known to have refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Denial {
+    /// Which layer.
+    pub layer: Layer,
+    /// What was tried.
+    pub action: &'static str,
+    /// On what, as far as the process can be believed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub object: Option<String>,
+    /// How often.
+    pub count: u64,
+}
+
+impl fmt::Display for Denial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.action)?;
+        if let Some(object) = &self.object {
+            write!(f, " {object:?}")?;
+        }
+        if self.count > 1 { write!(f, " ({} times)", self.count) } else { Ok(()) }
+    }
+}
+
 /// A finished run.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Outcome {
     /// How the command ended.
     pub ending: Ending,
@@ -272,6 +296,9 @@ pub struct Outcome {
     pub forwarded_signal: Option<i32>,
     /// What it used.
     pub resources: Resources,
+    /// What is known of what was refused. The report has it beside this.
+    #[serde(skip)]
+    pub denials: Vec<Denial>,
     /// The terminal's interrupt key reached shannot itself: a caller that is a shell wants to see
     /// death by SIGINT rather than exit code 130, or its loops go on.
     #[serde(skip)]

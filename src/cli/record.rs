@@ -14,32 +14,43 @@ use serde::Serialize;
 use super::output::Complaint;
 use crate::plan::{InPlace, Plan, Rung, Skipped};
 use crate::profile::Profile;
-use crate::report::{Effective, Outcome};
+use crate::report::{Denial, Effective, Outcome};
 use crate::sys;
 
-/// One run.
+/// What becomes known of a run on its way.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    pub(super) profile: Option<Profile>,
+    pub(super) plan: Option<Plan>,
+    pub(super) outcome: Option<Outcome>,
+}
+
+/// One run, however far it came.
 #[derive(Debug, Serialize)]
 pub(super) struct Record<'a> {
     version: &'static str,
-    profile: ProfileRecord<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    profile: Option<ProfileRecord<'a>>,
     pub(super) command: Vec<String>,
     pub(super) start: String,
     end: String,
+    /// Shannot's own.
     pub(super) exit_code: u8,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) outcome: Option<&'a Outcome>,
-    /// Why nothing was executed.
+    /// Why nothing was executed, or what failed afterwards.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<&'a Complaint>,
     /// How the command was kept from the host.
-    pub(super) rung: Rung,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rung: Option<Rung>,
     /// Why it was the one without namespaces, and what was missing besides protection.
     #[serde(skip_serializing_if = "Option::is_none")]
     in_place: Option<&'a InPlace>,
     /// What was in force: empty where nothing was executed.
     pub(super) effective: Effective,
     skipped: &'a [Skipped],
-    denials: [(); 0],
+    pub(super) denials: &'a [Denial],
     /// Neither Landlock nor an ERRNO filter tells a parent what it refused.
     denials_complete: bool,
 }
@@ -53,31 +64,32 @@ struct ProfileRecord<'a> {
 
 impl<'a> Record<'a> {
     pub(super) fn new(
-        profile: &'a Profile,
-        plan: &'a Plan,
+        command: &[OsString],
+        known: &'a Known,
         started: SystemTime,
-        result: Result<&'a Outcome, &'a Complaint>,
+        result: Result<u8, &'a Complaint>,
     ) -> Self {
         let time = |time| humantime::format_rfc3339_millis(time).to_string();
+        let (plan, outcome) = (known.plan.as_ref(), known.outcome.as_ref());
         Self {
             version: env!("CARGO_PKG_VERSION"),
-            profile: ProfileRecord {
+            profile: known.profile.as_ref().map(|profile| ProfileRecord {
                 name: profile.name(),
                 origin: profile.origin().to_string(),
                 sha256: profile.digest(),
-            },
-            command: plan.command.argv.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+            }),
+            command: command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
             start: time(started),
             end: time(SystemTime::now()),
-            exit_code: result.map_or_else(|complaint| complaint.code, Outcome::exit_code),
-            outcome: result.ok(),
+            exit_code: result.unwrap_or_else(|complaint| complaint.code),
+            outcome,
             error: result.err(),
-            rung: plan.rung,
-            in_place: plan.in_place.as_ref(),
+            rung: plan.map(|plan| plan.rung),
+            in_place: plan.and_then(|plan| plan.in_place.as_ref()),
             // A step that fails means that nothing is executed: what was expected is what was in force.
-            effective: result.map(|_| plan.expected.clone()).unwrap_or_default(),
-            skipped: &plan.skipped,
-            denials: [],
+            effective: plan.filter(|_| outcome.is_some()).map(|plan| plan.expected.clone()).unwrap_or_default(),
+            skipped: plan.map_or(&[], |plan| &plan.skipped),
+            denials: outcome.map_or(&[], |outcome| &outcome.denials),
             denials_complete: false,
         }
     }
@@ -89,15 +101,21 @@ impl Record<'_> {
         self.command.first().cloned().unwrap_or_default()
     }
 
+    /// Empty where none could be read.
     pub(super) fn profile_name(&self) -> &str {
-        self.profile.name
+        self.profile.as_ref().map_or("", |profile| profile.name)
+    }
+
+    /// Empty where nothing was planned.
+    pub(super) fn rung(&self) -> &'static str {
+        self.rung.map_or("", Rung::name)
     }
 
     /// How the run ended, in words.
     pub(super) fn ending(&self) -> String {
-        match (self.outcome, self.error) {
-            (Some(outcome), _) => outcome.to_string(),
-            (None, Some(error)) => error.message.clone(),
+        match (self.error, self.outcome) {
+            (Some(error), _) => error.message.clone(),
+            (None, Some(outcome)) => outcome.to_string(),
             (None, None) => String::new(),
         }
     }

@@ -15,31 +15,80 @@ use super::ci::Voice;
 use super::launch;
 use super::output::{self, Complaint, note};
 use super::profiles::unknown_names;
-use super::record::{Record, RecordFile};
+use super::record::{Known, Record, RecordFile};
 use super::shell;
 use super::workspace::{Guards, Secrets, hide_tokens, make_folders};
 use crate::plan::{Plan, is_denied};
 use crate::policy::Policy;
-use crate::profile::{Caller, Overrides, Profile};
+use crate::profile::{Caller, Overrides};
 use crate::report::{EndedBy, Outcome};
 use crate::sandbox::Stdio;
 use crate::sys;
 
 pub(super) fn run(common: &Common, options: &Options, command: Vec<OsString>) -> Result<u8, Complaint> {
+    if let Some(format) = options.dry_run {
+        return dry_run(common, options, command, format).map(|()| 0);
+    }
+    // Before the command can touch what they will be written to.
+    let file = options.report.as_deref().map(RecordFile::open).transpose()?;
+    let voice = Voice::new(options.ci, options.junit.as_deref())?;
+    if let Some(voice) = &voice {
+        voice.begin()?;
+    }
+    let started = SystemTime::now();
+    let mut known = Known::default();
+    let ran = run_known(common, options, &command, &mut known);
+    let told = if file.is_some() || voice.is_some() {
+        let record = Record::new(&command, &known, started, ran.as_ref().copied());
+        // One that fails keeps nobody from the other: a runner waits for what ends the job's output.
+        let written = file.map(|file| file.write(&record));
+        let said = voice.map(|voice| voice.end(&record));
+        written.into_iter().chain(said).collect()
+    } else {
+        Ok(())
+    };
+    if known.outcome.is_some_and(|outcome| outcome.interrupted_from_terminal) {
+        // A shell that runs us in a loop ends the loop only if we die of SIGINT ourselves
+        // (https://www.cons.org/cracauer/sigint.html).
+        let die = sys::default_disposition(Signal::SIGINT).and_then(|()| raise(Signal::SIGINT));
+        die.map_err(|errno| Complaint::plain("supervise", format!("cannot pass the interrupt on: {errno}")))?;
+    }
+    // What went wrong first is what is said.
+    ran.and_then(|code| told.map(|()| code))
+}
+
+/// The policy of a run, and the secrets that must be open as long as it is used.
+fn policy(
+    common: &Common,
+    options: &Options,
+    command: &[OsString],
+    known: &mut Known,
+) -> Result<(Policy, Secrets), Complaint> {
     let caller = Caller::current();
-    let profile = common.profile(&caller)?;
+    let profile = known.profile.insert(common.profile(&caller)?);
     let secrets = Secrets::open(&options.secret)?;
     let overrides = Overrides { secrets: secrets.numbers(), ..options.overrides() };
     let mut policy = profile.policy(&overrides, &caller)?;
-    policy.command = command;
+    policy.command = command.to_vec();
     check_variables(options, &policy)?;
     shell::show_script(&mut policy);
-    if let Some(format) = options.dry_run {
-        return dry_run(&launch::plan(&policy)?, format).map(|()| 0);
+    Ok((policy, secrets))
+}
+
+fn dry_run(common: &Common, options: &Options, command: Vec<OsString>, format: Format) -> Result<(), Complaint> {
+    let (policy, _secrets) = policy(common, options, &command, &mut Known::default())?;
+    let plan = launch::plan(&policy)?;
+    match format {
+        Format::Text => output::result(&plan.to_string()),
+        Format::Json => output::result_json(&plan),
     }
+}
+
+fn run_known(common: &Common, options: &Options, command: &[OsString], known: &mut Known) -> Result<u8, Complaint> {
+    let (mut policy, _secrets) = policy(common, options, command, known)?;
     make_folders(&policy)?;
     let guards = Guards::make(&policy)?;
-    let ran = run_guarded(common, options, &profile, &mut policy);
+    let ran = run_guarded(common, options, &mut policy, known);
     guards.remove();
     ran
 }
@@ -53,48 +102,31 @@ fn check_variables(options: &Options, policy: &Policy) -> Result<(), Complaint> 
     }
 }
 
-fn run_guarded(common: &Common, options: &Options, profile: &Profile, policy: &mut Policy) -> Result<u8, Complaint> {
+fn run_guarded(common: &Common, options: &Options, policy: &mut Policy, known: &mut Known) -> Result<u8, Complaint> {
     let _configs = hide_tokens(policy)?;
     let kept = Kept::new(policy, &options.artifact)?;
-    let ran = run_kept(common, options, profile, policy);
+    let ran = run_kept(common, options, policy, known);
     match kept {
         Some(kept) => kept.finish(ran),
         None => ran,
     }
 }
 
-fn run_kept(common: &Common, options: &Options, profile: &Profile, policy: &Policy) -> Result<u8, Complaint> {
-    let mut plan = Plan::new(policy, &launch::host(policy, common.verbose))?;
+fn run_kept(common: &Common, options: &Options, policy: &Policy, known: &mut Known) -> Result<u8, Complaint> {
+    let plan = known.plan.insert(Plan::new(policy, &launch::host(policy, common.verbose))?);
     if common.verbose {
-        say_more(profile, &plan, options);
+        if let Some(profile) = &known.profile {
+            note(&format!("shannot: profile {}", profile.origin()));
+        }
+        say_more(plan, options);
     }
     let stdio = Stdio { stdin: None, stdout: thrown_away(options.no_stdout)?, stderr: thrown_away(options.no_stderr)? };
-    let file = options.report.as_deref().map(RecordFile::open).transpose()?;
-    let voice = Voice::new(options.ci, options.junit.as_deref())?;
-    if let Some(voice) = &voice {
-        voice.begin()?;
-    }
-    let started = SystemTime::now();
-    let result = launch::run(policy, &mut plan, &stdio);
-    if file.is_some() || voice.is_some() {
-        let record = Record::new(profile, &plan, started, result.as_ref());
-        // One that fails keeps nobody from the other: a runner waits for what ends the job's output.
-        let written = file.map(|file| file.write(&record));
-        let said = voice.map(|voice| voice.end(&record));
-        written.into_iter().chain(said).collect::<Result<(), _>>()?;
-    }
-    finish(result?, &plan, common)
+    let outcome = known.outcome.insert(launch::run(policy, plan, &stdio)?);
+    say_of_the_end(outcome, plan, common);
+    Ok(outcome.exit_code())
 }
 
-fn dry_run(plan: &Plan, format: Format) -> Result<(), Complaint> {
-    match format {
-        Format::Text => output::result(&plan.to_string()),
-        Format::Json => output::result_json(plan),
-    }
-}
-
-fn say_more(profile: &Profile, plan: &Plan, options: &Options) {
-    note(&format!("shannot: profile {}", profile.origin()));
+fn say_more(plan: &Plan, options: &Options) {
     if options.bubblewrap.is_some() {
         note("shannot: --bubblewrap has no effect: no bubblewrap is used");
     }
@@ -155,26 +187,25 @@ fn in_units(bytes: u64) -> String {
 /// 128 + SIGSYS, also as a shell reports it of what it ran.
 const KILLED_BY_FILTER: u8 = 159;
 
-fn finish(outcome: Outcome, plan: &Plan, common: &Common) -> Result<u8, Complaint> {
+fn say_of_the_end(outcome: &Outcome, plan: &Plan, common: &Common) {
     if let Some(scratch) =
         plan.in_place.as_ref().and_then(|in_place| in_place.scratch.as_ref()).filter(|_| outcome.left_behind)
     {
         note(&format!("shannot: cannot remove the private folder {:?}", scratch.path));
     }
-    say_of_cgroups(&outcome, plan);
-    if common.verbose && matches!(outcome.ended_by, EndedBy::Timeout | EndedBy::KillAfter) {
+    say_of_cgroups(outcome, plan);
+    if !common.verbose {
+        return;
+    }
+    if matches!(outcome.ended_by, EndedBy::Timeout | EndedBy::KillAfter) {
         note(&format!("shannot: {outcome}"));
     }
-    if common.verbose && outcome.exit_code() == KILLED_BY_FILTER {
+    for denial in &outcome.denials {
+        note(&format!("shannot: {} refused to {denial}", denial.layer));
+    }
+    if outcome.exit_code() == KILLED_BY_FILTER {
         note(
             "shannot: it ended with SIGSYS: a seccomp filter kills some call of it, or it is a program for i386 or x32, which the presets kill",
         );
     }
-    if outcome.interrupted_from_terminal {
-        // A shell that runs us in a loop ends the loop only if we die of SIGINT ourselves
-        // (https://www.cons.org/cracauer/sigint.html).
-        let die = sys::default_disposition(Signal::SIGINT).and_then(|()| raise(Signal::SIGINT));
-        die.map_err(|errno| Complaint::plain("supervise", format!("cannot pass the interrupt on: {errno}")))?;
-    }
-    Ok(outcome.exit_code())
 }

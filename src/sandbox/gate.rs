@@ -10,6 +10,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -17,8 +18,10 @@ use nix::libc;
 use nix::poll::PollFlags;
 use nix::sys::stat::stat;
 
+use super::denials::Denied;
 use crate::host::Identity;
 use crate::plan::{Mappings, Plan};
+use crate::report::Layer;
 use crate::seccomp;
 use crate::sys::{self, Question};
 
@@ -36,13 +39,16 @@ impl<'a> Gate<'a> {
     }
 
     /// Answers one question. `false`: nobody is left who could ask.
-    pub(super) fn answer(&mut self, events: PollFlags) -> nix::Result<bool> {
+    pub(super) fn answer(&mut self, events: PollFlags, denied: &mut Denied) -> nix::Result<bool> {
         if !events.contains(PollFlags::POLLIN) {
             return Ok(false);
         }
         match sys::next_question(self.listener.as_fd()) {
             Ok(question) => {
                 let verdict = self.verdict(&question);
+                if verdict.is_err() {
+                    tell(&question, denied);
+                }
                 match sys::answer_question(self.listener.as_fd(), question.id, verdict.err()) {
                     // Who asked has been killed meanwhile.
                     Err(Errno::ENOENT) => Ok(true),
@@ -55,7 +61,7 @@ impl<'a> Gate<'a> {
     }
 
     fn verdict(&mut self, question: &Question) -> nix::Result<()> {
-        if [libc::SYS_execve, libc::SYS_execveat].contains(&question.nr.into()) {
+        if is_launch(question) {
             let is_first = !std::mem::replace(&mut self.launched, true);
             return if is_first { Ok(()) } else { Err(Errno::EACCES) };
         }
@@ -66,12 +72,42 @@ impl<'a> Gate<'a> {
     }
 }
 
+fn is_launch(question: &Question) -> bool {
+    [libc::SYS_execve, libc::SYS_execveat].contains(&question.nr.into())
+}
+
+/// Notes what was refused. The names are what the process says, or what it has open: true, unless it is made to deceive.
+fn tell(question: &Question, denied: &mut Denied) {
+    let [first, second, .., descriptor, _] = question.args;
+    if is_launch(question) {
+        let path = if i64::from(question.nr) == libc::SYS_execve { first } else { second };
+        denied.add(Layer::ExecOnce, "execute", text_of(question.pid, path));
+    } else if seccomp::Gate::is_protection(question.nr) {
+        denied.add(Layer::Allowlist, "make memory executable", None);
+    } else {
+        let name = fs::read_link(link_of(question.pid, descriptor)).ok();
+        denied.add(Layer::Allowlist, "map as executable", name.map(|name| name.to_string_lossy().into_owned()));
+    }
+}
+
+/// A path in the memory of the process.
+fn text_of(pid: u32, address: u64) -> Option<String> {
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).ok()?;
+    let mut text = [0; 1024];
+    let length = memory.read_at(&mut text, address).ok()?;
+    let text = text.get(..length)?.split(|byte| *byte == 0).next()?;
+    Some(String::from_utf8_lossy(text).into_owned())
+}
+
+/// Of the number that mmap(2) takes the kernel looks at the low half.
+fn link_of(pid: u32, descriptor: u64) -> String {
+    format!("/proc/{pid}/fd/{}", descriptor & u64::from(u32::MAX))
+}
+
 /// Whether the file behind the descriptor, mmap(2)'s fifth argument, is one of those. What can't be looked at is none.
 fn may_be_mapped(mappings: &Mappings, question: &Question) -> bool {
     let [.., descriptor, _] = question.args;
-    // The kernel takes the low half.
-    let descriptor = descriptor & u64::from(u32::MAX);
-    let link = format!("/proc/{}/fd/{descriptor}", question.pid);
+    let link = link_of(question.pid, descriptor);
     let Ok(file) = stat(Path::new(&link)) else { return false };
     let identity = Identity { device: file.st_dev, inode: file.st_ino };
     mappings.files.contains(&identity)

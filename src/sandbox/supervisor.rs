@@ -9,7 +9,6 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
-use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 use nix::sys::socket::{AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, send, shutdown, socketpair};
@@ -17,13 +16,15 @@ use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
 use nix::unistd::{Pid, getpgrp, tcgetpgrp};
 
 use super::cgroups::Groups;
+use super::denials::Denied;
 use super::descriptors::{check_sockets, check_standard};
 use super::failure::{At, Failure, Fault, SandboxError, Stage};
 use super::gate::Gate;
 use super::message::{Message, TERMINATE_ALL};
+use super::place::Place;
 use super::prepare::{Image, Prepared, Stdio};
-use super::scratch::{Folder, HASTY, PATIENT};
-use super::{init, keeper, tree};
+use super::scratch::{HASTY, PATIENT};
+use super::{init, keeper};
 use crate::plan::{Namespaces, Plan, Timeout};
 use crate::report::{Counted, EndedBy, Ending, Outcome, Resources};
 use crate::sys;
@@ -86,6 +87,7 @@ pub fn run(plan: &Plan, stdio: &Stdio, image: Option<&Image>) -> Result<Outcome,
         state: State::default(),
         plan,
         gate: None,
+        denied: Denied::default(),
         left_behind: false,
         counted: None,
         cgroup_left_behind: false,
@@ -203,62 +205,6 @@ impl SavedTerminal {
     }
 }
 
-/// What a run without namespaces takes of the host while it lasts.
-struct Place {
-    /// The private folder.
-    folder: Option<Folder>,
-    /// This process's other children, and whether it was a subreaper.
-    before: Option<(Vec<Pid>, bool)>,
-}
-
-impl Place {
-    fn take(plan: &Plan) -> Result<Self, Failure> {
-        let Some(in_place) = &plan.in_place else { return Ok(Self { folder: None, before: None }) };
-        let failed = |errno| Failure::new(Fault { stage: Stage::Subreaper, index: 0, errno }, plan);
-        // Where processes can't be listed none of them will be found either: init is then the only one to end them.
-        let before = tree::children().unwrap_or_default();
-        let was_subreaper = prctl::get_child_subreaper().map_err(failed)?;
-        prctl::set_child_subreaper(true).map_err(failed)?;
-        let mut place = Self { folder: None, before: Some((before, was_subreaper)) };
-        if let Some(scratch) = &in_place.scratch {
-            match Folder::make(scratch) {
-                Ok(folder) => place.folder = Some(folder),
-                Err(errno) => {
-                    // What is there is not ours.
-                    place.leave(HASTY);
-                    return Err(Failure::new(Fault { stage: Stage::Scratch, index: 0, errno }, plan));
-                }
-            }
-        }
-        Ok(place)
-    }
-
-    /// Nothing will run here.
-    fn give_up(&self, fault: Fault, plan: &Plan) -> Failure {
-        self.leave(PATIENT);
-        Failure::new(fault, plan)
-    }
-
-    /// After somebody killed init, what it would have ended.
-    fn end_orphans(&self) {
-        if let Some((before, _)) = &self.before
-            && tree::end_orphans(before).is_err()
-        {
-            // /proc has gone: they can't be found.
-        }
-    }
-
-    /// `false`: the private folder could not be removed.
-    fn leave(&self, patience: Duration) -> bool {
-        if let Some((_, was_subreaper)) = self.before
-            && prctl::set_child_subreaper(was_subreaper).is_err()
-        {
-            // The kernel has just let it be set.
-        }
-        self.folder.as_ref().is_none_or(|folder| folder.remove(patience).is_ok())
-    }
-}
-
 /// How the wait ended.
 enum Ended {
     /// The command, with its wait status.
@@ -289,6 +235,7 @@ struct Watch<'a> {
     state: State,
     plan: &'a Plan,
     gate: Option<Gate<'a>>,
+    denied: Denied,
     left_behind: bool,
     counted: Option<Counted>,
     cgroup_left_behind: bool,
@@ -340,7 +287,7 @@ impl Watch<'_> {
 
     fn answer(&mut self, events: PollFlags) -> nix::Result<()> {
         if let Some(gate) = &mut self.gate
-            && !gate.answer(events)?
+            && !gate.answer(events, &mut self.denied)?
         {
             self.gate = None;
         }
@@ -473,6 +420,7 @@ impl Watch<'_> {
                 max_resident_kib: u64::try_from(waited.usage.ru_maxrss).unwrap_or(0),
                 cgroup: self.counted,
             },
+            denials: self.denied.all(ending, self.counted, self.plan),
             interrupted_from_terminal: interrupted,
             left_behind: self.left_behind,
             cgroup_left_behind: self.cgroup_left_behind,

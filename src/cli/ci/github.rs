@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use nix::libc;
 
-use super::layers;
+use super::{denials, layers};
 use crate::cli::output::{self, Complaint};
 use crate::cli::record::Record;
 
@@ -79,9 +79,12 @@ fn markdown(record: &Record<'_>) -> String {
         record.ending(),
         record.seconds(),
         code(record.profile_name()),
-        record.rung.name(),
+        record.rung(),
     );
-    text.push_str("<details><summary>What was in force</summary>\n\n| layer | |\n|---|---|\n");
+    for denial in denials(record) {
+        text.push_str(&format!("- {}\n", code(&denial)));
+    }
+    text.push_str("\n<details><summary>What was in force</summary>\n\n| layer | |\n|---|---|\n");
     for (layer, state) in layers(record) {
         text.push_str(&format!("| {layer} | {} |\n", state.replace('|', "\\|")));
     }

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::layers;
+use super::{denials, layers};
 use crate::cli::record::Record;
 
 const NAME: &str = "shannot";
@@ -12,9 +12,12 @@ pub(super) fn section(record: &Record<'_>) -> String {
     let head = format!("{}: {} after {:.1} s", printable(&record.word()), record.ending(), record.seconds());
     // The job may have left its last line open.
     let mut text = format!("\n\x1b[0Ksection_start:{now}:{NAME}[collapsed=true]\r\x1b[0K{head}\n");
-    text.push_str(&format!("profile {}, rung {}\n", printable(record.profile_name()), record.rung.name()));
+    text.push_str(&format!("profile {}, rung {}\n", printable(record.profile_name()), record.rung()));
     for (layer, state) in layers(record) {
         text.push_str(&format!("{layer:<18} {state}\n"));
+    }
+    for denial in denials(record) {
+        text.push_str(&format!("{}\n", printable(&denial)));
     }
     text.push_str(&format!("\x1b[0Ksection_end:{now}:{NAME}\r\x1b[0K\n"));
     text

@@ -1,6 +1,6 @@
 //! JUnit's XML, as CI systems read it (<https://github.com/testmoapp/junitxml>): a run is a suite of one case.
 
-use super::layers;
+use super::{denials, layers};
 use crate::cli::record::Record;
 
 pub(super) fn suite(record: &Record<'_>) -> String {
@@ -17,8 +17,9 @@ pub(super) fn suite(record: &Record<'_>) -> String {
         escape(record.profile_name()),
         escape(&record.start),
     ));
-    let rung = ("rung".to_owned(), record.rung.name().to_owned());
-    for (name, value) in std::iter::once(rung).chain(layers(record)) {
+    let rung = ("rung".to_owned(), record.rung().to_owned());
+    let denials = denials(record).into_iter().map(|denial| ("denial".to_owned(), denial));
+    for (name, value) in std::iter::once(rung).chain(layers(record)).chain(denials) {
         text.push_str(&format!("      <property name=\"{}\" value=\"{}\"/>\n", escape(&name), escape(&value)));
     }
     let case = format!("    <testcase classname=\"{}\" name=\"{name}\" time=\"{time}\"", escape(record.profile_name()));

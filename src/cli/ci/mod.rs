@@ -78,3 +78,8 @@ impl Voice {
 fn layers(record: &Record<'_>) -> Vec<(String, String)> {
     record.effective.iter().map(|(layer, state)| (layer.to_string(), state.to_string())).collect()
 }
+
+/// What is known to have been refused, a line each.
+fn denials(record: &Record<'_>) -> Vec<String> {
+    record.denials.iter().map(|denial| format!("{} refused to {denial}", denial.layer)).collect()
+}
