@@ -2,18 +2,23 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
-use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::libc;
+use nix::sys::stat::{Mode, SFlag, fstat};
 
 use super::{Program, parse_program};
 use crate::sys;
+
+/// What opens a file for its name only.
+const PATH_ONLY: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
 
 /// What a path names, links not followed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,10 +138,31 @@ fn identity_of(metadata: &std::fs::Metadata) -> Identity {
 /// Opens, for its name only, a path that has no link in it.
 ///
 /// # Errors
-/// ELOOP for one that has; ENOSYS before Linux 5.6; EPERM where an older filter around us knows nothing of openat2(2).
+/// ELOOP for one that has, and as open(2).
 pub fn open_without_links(path: &Path) -> nix::Result<OwnedFd> {
-    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
-    openat2(AT_FDCWD, path, how)
+    let how = OpenHow::new().flags(PATH_ONLY).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    match openat2(AT_FDCWD, path, how) {
+        // Before Linux 5.6, or a filter around us that knows nothing of openat2(2).
+        Err(Errno::ENOSYS | Errno::EPERM) => walk_without_links(path),
+        result => result,
+    }
+}
+
+/// The same, one component at a time.
+fn walk_without_links(path: &Path) -> nix::Result<OwnedFd> {
+    let mut here = open(if path.is_absolute() { "/" } else { "." }, PATH_ONLY, Mode::empty())?;
+    for component in path.components() {
+        let name = match component {
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => continue,
+            Component::ParentDir => OsStr::new(".."),
+            Component::Normal(name) => name,
+        };
+        here = openat(&here, name, PATH_ONLY | OFlag::O_NOFOLLOW, Mode::empty())?;
+        if SFlag::from_bits_truncate(fstat(&here)?.st_mode) & SFlag::S_IFMT == SFlag::S_IFLNK {
+            return Err(Errno::ELOOP);
+        }
+    }
+    Ok(here)
 }
 
 /// What has no link and no `..` on its way, and so is called what the path says: the usual case, and the cheaper one.
@@ -208,5 +234,27 @@ impl Files for LocalFiles {
     fn cached_libraries(&self, name: &str) -> Vec<PathBuf> {
         let cache = self.loader_cache.get_or_init(|| std::fs::read("/etc/ld.so.cache").unwrap_or_default());
         super::program::search_loader_cache(cache, name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_path_with_a_link_is_refused_by_the_kernel_and_by_hand() {
+        let folder = tempfile::tempdir().unwrap();
+        let real = folder.path().canonicalize().unwrap();
+        std::fs::create_dir_all(real.join("a/b")).unwrap();
+        symlink("a", real.join("link")).unwrap();
+        for open in [open_without_links, walk_without_links] {
+            assert!(
+                open(&real.join("a/b")).is_ok() && open(&real.join("a/../a/b")).is_ok() && open(Path::new("/")).is_ok()
+            );
+            for (path, errno) in [("link", Errno::ELOOP), ("link/b", Errno::ELOOP), ("none", Errno::ENOENT)] {
+                assert_eq!(open(&real.join(path)).unwrap_err(), errno, "{path}");
+            }
+        }
     }
 }

@@ -22,7 +22,7 @@ use super::executable::open_planned;
 use super::failure::{At, Fault, Stage};
 use super::message::Message;
 use super::prepare::Prepared;
-use super::resolve::open_real;
+use crate::host::open_without_links;
 use crate::plan::{CapabilityPlan, LandlockPlan, Rights, RuleObject};
 use crate::sys;
 
@@ -192,7 +192,7 @@ pub(super) fn ruleset(prepared: &Prepared<'_>, plan: &LandlockPlan) -> Result<Ru
                     folder.check(path.as_path()).at(Stage::Scratch)?;
                     add_rule(ruleset, folder, rights)
                 }
-                None => match open_real(path.as_path()) {
+                None => match open_without_links(path.as_path()) {
                     Ok(fd) => add_rule(ruleset, &fd, rights),
                     // Gone since the plan was made: there is nothing to allow.
                     Err(Errno::ENOENT) => continue,

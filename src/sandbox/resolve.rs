@@ -13,30 +13,12 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat, mknodat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 
-use crate::host::open_without_links;
 use crate::policy::SandboxPath;
 
 /// As the kernel's own limit (path_resolution(7)).
 const MOST_LINKS: u32 = 40;
 
 const PATH_ONLY: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
-
-/// Opens, for its name only, a path on the host that has no links in it: ELOOP if it has got one meanwhile.
-pub(super) fn open_real(path: &Path) -> nix::Result<OwnedFd> {
-    match open_without_links(path) {
-        Err(Errno::ENOSYS | Errno::EPERM) => {}
-        result => return result,
-    }
-    let mut here = openat(nix::fcntl::AT_FDCWD, "/", PATH_ONLY, Mode::empty())?;
-    for component in path.components() {
-        let Component::Normal(name) = component else { continue };
-        here = openat(&here, name, PATH_ONLY | OFlag::O_NOFOLLOW, Mode::empty())?;
-        if kind(&fstat(&here)?) == SFlag::S_IFLNK {
-            return Err(Errno::ELOOP);
-        }
-    }
-    Ok(here)
-}
 
 /// What a mount needs at its target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

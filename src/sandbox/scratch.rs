@@ -13,8 +13,8 @@ use nix::sys::stat::{Mode, fstat, mkdirat, umask};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
 use super::prepare::c_string;
-use super::resolve::open_real;
 use crate::host::is_private_name;
+use crate::host::open_without_links;
 use crate::plan::Scratch;
 use crate::removal::{self, Whose, is_same, unlock};
 use crate::sys;
@@ -44,7 +44,7 @@ impl Folder {
         let (Some(parent), Some(name)) = (scratch.path.parent(), scratch.path.file_name()) else {
             return Err(Errno::EINVAL);
         };
-        let (parent, name) = (open_real(parent)?, c_string(name));
+        let (parent, name) = (open_without_links(parent)?, c_string(name));
         sweep(&parent);
         // One that takes rights from the owner would make a folder of no use.
         let before = umask(Mode::S_IRWXG | Mode::S_IRWXO);
@@ -74,7 +74,7 @@ impl Folder {
 
     /// ESTALE, if the path does not name it any more: the command is told the path.
     pub(super) fn check(&self, path: &Path) -> nix::Result<()> {
-        match open_real(path) {
+        match open_without_links(path) {
             Ok(named) if is_same(&fstat(&named)?, &fstat(self.as_fd())?) => Ok(()),
             Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Err(Errno::ESTALE),
             Err(errno) => Err(errno),
