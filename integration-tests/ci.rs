@@ -271,6 +271,13 @@ fn profiles_are_made_of_others() {
         assert_eq!(shown["binds"][0]["source"], json!(job.home.join("base/data")));
         assert_eq!((&shown["allowed_commands"], &shown["name"]), (&json!(["ls"]), &json!("child")));
         assert_eq!((&shown["network_isolation"], shown.get("hide"), shown.get("extends")), (&json!(true), None, None));
+        // Words that belong together stay together: any two of the built-in profiles can be laid over each other.
+        let built_in = ["build", "ci", "diagnostics", "host", "install", "lint", "minimal", "readonly", "test"];
+        for (one, other) in built_in.iter().flat_map(|one| built_in.iter().map(move |other| (one, other))) {
+            job.run(&["-p", one, "-p", other, "run", "--dry-run", "ls"]).output().expect_code(0);
+        }
+        let closed = json!({"name": "closed", "extends": ["minimal"], "network": "none", "network_isolation": true});
+        assert_eq!(show(&["-p", &write("closed.json", closed)])["network"], json!("none"));
         // One that takes the place of a built-in one, and is made of it.
         write(".config/shannot/ci.json", json!({"name": "ci", "extends": ["ci"], "env_pass": ["MINE"]}));
         let shown = show(&["-p", "ci"]);
@@ -315,6 +322,9 @@ fn caches_are_kept_by_name_and_mode() {
         let metadata = fs::metadata(kept.join("cargo/.cargo/registry")).unwrap();
         let owner = if caller == Caller::Nobody { NOBODY } else { nix::unistd::geteuid().as_raw() };
         assert_eq!((metadata.permissions().mode() & 0o777, metadata.uid()), (0o700, owner));
+        let home = job.home.join("elsewhere").display().to_string();
+        let words = ["run", "-p", "ci", "--env", &format!("HOME={home}"), "--cache", "npm:ro"];
+        job.sh(&words, "echo ~; cat ~/.npm/a").expect_code(0).expect_stdout(&format!("{home}\n1\n"));
         run("npm:ro", "cat ~/.npm/a; echo 3 > ~/.npm/c").expect_stdout("1").expect_stderr("Read-only");
         run("npm:overlay", "cat ~/.npm/a; rm ~/.npm/a; echo 3 > ~/.npm/c; ls ~/.npm")
             .expect_code(0)

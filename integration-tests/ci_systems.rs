@@ -129,6 +129,13 @@ fn a_shells_profile_comes_from_the_runner_and_never_from_the_workspace() {
         let open = json!({"name": "open", "binds": [{"source": "/", "target": "/"}], "environment": {"PATH": "/usr/bin:/bin"}});
         fs::write(work.join("open.json"), open.to_string()).unwrap();
         symlink(work.join("open.json"), home.join("link.json")).unwrap();
+        let extends = json!({"name": "x", "extends": ["work/open.json"]});
+        fs::write(home.join("extends.json"), extends.to_string()).unwrap();
+        fs::write(home.join("other.json"), open.to_string()).unwrap();
+        // The stranger chooses among the profiles of others.
+        symlink("../other.json", work.join("leads-out.json")).unwrap();
+        // A folder that is called like a profile is none.
+        fs::create_dir(work.join("lint")).unwrap();
         let run = |profile: &str| {
             let mut run = Shannot::through(caller, &sh, ["-c", "ls -A ~; echo done"]).env("SHANNOT_PROFILE", profile);
             run.command.current_dir(&work).env("HOME", &home);
@@ -139,6 +146,9 @@ fn a_shells_profile_comes_from_the_runner_and_never_from_the_workspace() {
             "./open.json",
             &work.join("open.json").display().to_string(),
             &home.join("link.json").display().to_string(),
+            "~/work/open.json",
+            &home.join("extends.json").display().to_string(),
+            "leads-out.json",
         ] {
             run(bad).expect_code(125).expect_stderr("lies in the workspace");
         }

@@ -90,6 +90,33 @@ fn a_configuration_is_shown_without_its_tokens() {
 }
 
 #[test]
+fn what_git_would_execute_is_known_or_nothing_runs() {
+    for caller in callers() {
+        let job = Job::new(caller);
+        let module = job.workspace.join(".git/modules/m");
+        fs::create_dir_all(module.join("hooks")).unwrap();
+        fs::write(module.join("HEAD"), "ref: refs/heads/main\n").unwrap();
+        own_all(&job.workspace, caller);
+        let hook = "chmod u+rwx .git/modules/m; echo evil > .git/modules/m/hooks/post-checkout";
+        // One job shuts the door, so that the next one goes unguarded.
+        job.sh(&["run", "-p", "ci"], "chmod 0 .git/modules/m").expect_code(0);
+        let next = job.sh(&["run", "-p", "ci"], hook);
+        if caller == Caller::Nobody || !is_root() {
+            next.expect_code(125).expect_stderr(".git/modules/m").expect_stderr("chmod u+rwx");
+        }
+        fs::set_permissions(&module, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        assert!(!module.join("hooks/post-checkout").exists());
+        // Nor is a configuration shown of which it is not known what it holds.
+        let config = job.workspace.join(".git/config");
+        let long = format!("[x]\n{}[remote \"r\"]\n\turl = https://user:t0ken@example.org\n", "#\n".repeat(1 << 20));
+        fs::write(&config, long).unwrap();
+        let result =
+            job.sh(&["run", "-p", "ci"], "tail -n 2 .git/config").expect_code(125).expect_stderr("File too large");
+        assert!(!result.stdout.contains("t0ken"), "{result:?}");
+    }
+}
+
+#[test]
 fn folders_of_submodules_and_worktrees_stay_whatever_they_are_called() {
     for caller in callers() {
         let job = Job::new(caller);

@@ -17,9 +17,13 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("host", &["sys"]),
     ("removal", &["sys"]),
     ("changes", &["removal", "sys"]),
+    ("workspace", &["policy", "host", "sys"]),
     ("plan", &["policy", "host", "seccomp", "report", "sys"]),
     ("sandbox", &["plan", "policy", "removal", "report", "seccomp", "host", "sys"]),
-    ("cli", &["bwrap", "changes", "host", "plan", "policy", "profile", "report", "sandbox", "seccomp", "sys"]),
+    (
+        "cli",
+        &["bwrap", "changes", "host", "plan", "policy", "profile", "report", "sandbox", "seccomp", "sys", "workspace"],
+    ),
 ];
 
 fn files(folder: &Path) -> Vec<PathBuf> {

@@ -15,3 +15,4 @@ pub mod report;
 pub mod sandbox;
 pub mod seccomp;
 pub mod sys;
+pub mod workspace;

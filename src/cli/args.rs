@@ -46,6 +46,9 @@ pub(super) struct Common {
     /// How errors are said
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text", hide_default_value = true)]
     pub(super) error_format: ErrorFormat,
+    /// No part of the profile may lie in the workspace, or in the current directory. Whoever calls a shell did not choose it.
+    #[arg(skip)]
+    pub(super) profile_from_outside: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -13,9 +13,9 @@ mod profiles;
 mod record;
 mod run;
 mod seccomp;
+mod secrets;
 mod shell;
 mod verify;
-mod workspace;
 
 use std::ffi::OsString;
 

@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::plan::PlanError;
 use crate::profile::ProfileError;
 use crate::sandbox::SandboxError;
+use crate::workspace;
 
 /// `--error-format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -111,6 +112,12 @@ impl Complaint {
 impl From<ProfileError> for Complaint {
     fn from(error: ProfileError) -> Self {
         Self::new("profile", &error, error.hint())
+    }
+}
+
+impl From<workspace::Error> for Complaint {
+    fn from(error: workspace::Error) -> Self {
+        Self::new("workspace", &error, error.hint())
     }
 }
 

@@ -16,14 +16,16 @@ use super::launch;
 use super::output::{self, Complaint, note};
 use super::profiles::unknown_names;
 use super::record::{Known, Record, RecordFile};
+use super::secrets::Secrets;
 use super::shell;
-use super::workspace::{Guards, Secrets, hide_tokens, make_folders};
+
 use crate::plan::{Plan, is_denied};
 use crate::policy::Policy;
 use crate::profile::{Caller, Overrides};
 use crate::report::{EndedBy, Outcome};
 use crate::sandbox::Stdio;
 use crate::sys;
+use crate::workspace::Prepared;
 
 pub(super) fn run(common: &Common, options: &Options, command: Vec<OsString>) -> Result<u8, Complaint> {
     if let Some(format) = options.dry_run {
@@ -70,6 +72,9 @@ fn policy(
     let overrides = Overrides { secrets: secrets.numbers(), ..options.overrides() };
     let mut policy = profile.policy(&overrides, &caller)?;
     policy.command = command.to_vec();
+    if common.profile_from_outside {
+        shell::check_origin(profile, &policy)?;
+    }
     check_variables(options, &policy)?;
     shell::show_script(&mut policy);
     Ok((policy, secrets))
@@ -86,11 +91,13 @@ fn dry_run(common: &Common, options: &Options, command: Vec<OsString>, format: F
 
 fn run_known(common: &Common, options: &Options, command: &[OsString], known: &mut Known) -> Result<u8, Complaint> {
     let (mut policy, _secrets) = policy(common, options, command, known)?;
-    make_folders(&policy)?;
-    let guards = Guards::make(&policy)?;
-    let ran = run_guarded(common, options, &mut policy, known);
-    guards.remove();
-    ran
+    let _prepared = Prepared::new(&mut policy)?;
+    let kept = Kept::new(&mut policy, &options.artifact)?;
+    let ran = run_kept(common, options, &policy, known);
+    match kept {
+        Some(kept) => kept.finish(ran),
+        None => ran,
+    }
 }
 
 /// What the profile never passes on is not passed on because somebody asks for it by name.
@@ -99,16 +106,6 @@ fn check_variables(options: &Options, policy: &Policy) -> Result<(), Complaint> 
         Some(name) => Err(Complaint::plain("environment", format!("cannot pass {name:?} on: the profile never does"))
             .with_hint("--secret NAME=fd:N|file:PATH hands a secret over as a file; --env NAME=VALUE sets a variable")),
         None => Ok(()),
-    }
-}
-
-fn run_guarded(common: &Common, options: &Options, policy: &mut Policy, known: &mut Known) -> Result<u8, Complaint> {
-    let _configs = hide_tokens(policy)?;
-    let kept = Kept::new(policy, &options.artifact)?;
-    let ran = run_kept(common, options, policy, known);
-    match kept {
-        Some(kept) => kept.finish(ran),
-        None => ran,
     }
 }
 

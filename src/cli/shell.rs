@@ -3,12 +3,13 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{self, Path, PathBuf};
 
 use super::args::{Common, Options};
 use super::output::{Complaint, ErrorFormat};
 use super::run;
 use crate::policy::{Access, FsOp, Policy, SandboxPath};
+use crate::profile::Profile;
 
 /// Names by which this program is that shell: a link called `bash`, first on PATH.
 const SHELLS: &[&str] = &["sh", "bash", "dash", "ash", "ksh", "mksh", "zsh"];
@@ -20,8 +21,8 @@ const WORKSPACE: &str = "SHANNOT_WORKSPACE";
 const SYSTEM_PROFILE: &str = "/etc/shannot/sh.json";
 const DEFAULT_PROFILE: &str = "ci";
 
-/// Options of shells that have a word of their own behind them (sh(1p), bash(1)).
-const WITH_WORD: &[&str] = &["-o", "+o", "-O", "+O", "--rcfile", "--init-file"];
+/// Long options of shells that have a word of their own behind them (bash(1)).
+const WITH_WORD: &[&str] = &["--rcfile", "--init-file"];
 
 /// The program `shannot-sh`, with the process's own arguments. Gives its exit code.
 pub fn main() -> u8 {
@@ -38,7 +39,7 @@ fn start(called: &OsStr, arguments: Vec<OsString>) -> Result<u8, Complaint> {
     let found = FOLDERS.iter().map(|folder| Path::new(folder).join(shell)).find(|path| is_other(path));
     let program = found.ok_or_else(|| Complaint::plain("shell", format!("cannot find the shell {shell:?}")))?;
     let workspace = workspace()?;
-    let common = Common { profile: vec![profile(workspace.as_deref())?], ..Common::default() };
+    let common = Common { profile: vec![profile()?], profile_from_outside: true, ..Common::default() };
     let command = std::iter::once(program.into_os_string()).chain(arguments).collect();
     run::run(&common, &Options { workspace, ..Options::default() }, command)
 }
@@ -64,25 +65,31 @@ fn workspace() -> Result<Option<OsString>, Complaint> {
     Ok(Some(chosen))
 }
 
-/// Never from the workspace, which strangers write.
-fn profile(workspace: Option<&OsStr>) -> Result<String, Complaint> {
+fn profile() -> Result<String, Complaint> {
     let Some(chosen) = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()) else {
         let system = Path::new(SYSTEM_PROFILE).exists();
         return Ok(if system { SYSTEM_PROFILE } else { DEFAULT_PROFILE }.to_owned());
     };
-    let refuse = |why: &str| {
-        Complaint::plain("profile", format!("cannot use {VARIABLE}={}: {why}", chosen.display()))
-            .with_hint("name a profile, or a file that no job can write")
-    };
-    let text = chosen.to_str().ok_or_else(|| refuse("it is not UTF-8"))?.to_owned();
-    let folders = [Some(Path::new(".")), workspace.map(Path::new)];
-    let mut written = folders.into_iter().flatten().filter_map(|folder| folder.canonicalize().ok());
-    if let Ok(path) = Path::new(&text).canonicalize()
-        && written.any(|folder| path.starts_with(folder))
-    {
-        return Err(refuse("it lies in the workspace, which the job writes"));
+    let what = || Complaint::plain("profile", format!("cannot use {VARIABLE}={}: it is not UTF-8", chosen.display()));
+    chosen.to_str().map(str::to_owned).ok_or_else(what)
+}
+
+/// Never from the workspace, which strangers write: by its name, or by where links lead.
+pub(super) fn check_origin(profile: &Profile, policy: &Policy) -> Result<(), Complaint> {
+    let absolute = |path: &Path| path::absolute(path).into_iter().chain(path.canonicalize());
+    let workspace = policy.workspace.iter().map(|workspace| workspace.path.as_path());
+    let written: Vec<PathBuf> = workspace.chain([Path::new(".")]).flat_map(absolute).collect();
+    let is_written = |file: &&PathBuf| absolute(file).any(|file| written.iter().any(|folder| file.starts_with(folder)));
+    // A shell may be started in / or /etc too.
+    let is_system = |file: &PathBuf| file.parent() == Path::new(SYSTEM_PROFILE).parent();
+    match profile.files().iter().filter(|file| !is_system(file)).find(is_written) {
+        Some(file) => Err(Complaint::plain(
+            "profile",
+            format!("cannot use the profile {}: it lies in the workspace, which the job writes", file.display()),
+        )
+        .with_hint("name a profile, or a file that no job can write")),
+        None => Ok(()),
     }
-    Ok(text)
 }
 
 /// The script that a shell of the command line is given is shown, wherever it lies: CI systems put it beside the workspace.
@@ -91,7 +98,7 @@ pub(super) fn show_script(policy: &mut Policy) {
     let Some((word, arguments)) = policy.command.split_first() else { return };
     let name = Path::new(word).file_name().and_then(OsStr::to_str);
     let Some(script) = script(arguments).filter(|_| name.is_some_and(|name| SHELLS.contains(&name))) else { return };
-    let Ok(path) = std::path::absolute(script) else { return };
+    let Ok(path) = path::absolute(script) else { return };
     let is_file = path.metadata().is_ok_and(|metadata| metadata.is_file());
     if path.starts_with(&workspace.path) || !is_file {
         return;

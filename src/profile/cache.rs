@@ -45,7 +45,8 @@ pub(super) fn add(words: &[String], policy: &mut Policy, caller: &Caller) -> Res
     let kept = caller.cache.as_ref().ok_or("there is no place for caches: neither HOME nor XDG_CACHE_HOME is set")?;
     for word in words.iter().flat_map(|words| words.split(',')) {
         let (name, mode) = match word.split_once(':') {
-            None | Some((_, "rw")) => (word.trim_end_matches(":rw"), Mode::Rw),
+            None => (word, Mode::Rw),
+            Some((name, "rw")) => (name, Mode::Rw),
             Some((name, "ro")) => (name, Mode::Ro),
             Some((name, "overlay")) => (name, Mode::Overlay),
             Some((_, mode)) => return Err(format!("{mode:?} is none of ro, rw and overlay")),

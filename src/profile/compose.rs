@@ -2,6 +2,7 @@
 //! what is laid over what is the JSON that was written, so that a key which says nothing changes nothing.
 
 use std::ffi::OsStr;
+use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
@@ -22,14 +23,14 @@ pub(super) fn whole(loaded: Loaded, caller: &Caller) -> Result<Loaded, ProfileEr
     }
     let origin = loaded.origin.clone();
     let name = loaded.document.name.clone();
-    let mut pile = Pile { caller, chain: Vec::new(), text: Vec::new() };
+    let mut pile = Pile::new(caller);
     let keys = pile.whole(loaded)?;
     pile.finish(keys, name, origin)
 }
 
 /// Several, a later one over those before.
 pub(super) fn lay_over(several: Vec<Loaded>, caller: &Caller) -> Result<Loaded, ProfileError> {
-    let mut pile = Pile { caller, chain: Vec::new(), text: Vec::new() };
+    let mut pile = Pile::new(caller);
     let names: Vec<String> = several.iter().map(|loaded| loaded.document.name.clone()).collect();
     let origin = Origin::Several(several.iter().map(|loaded| loaded.origin.clone()).collect());
     let mut keys = Map::new();
@@ -44,14 +45,19 @@ struct Pile<'a> {
     caller: &'a Caller,
     /// What is being extended, outermost first.
     chain: Vec<Origin>,
-    /// All texts that were used.
+    /// All texts that were used, and the files that they are from.
     text: Vec<u8>,
+    files: Vec<PathBuf>,
 }
 
-impl Pile<'_> {
+impl<'a> Pile<'a> {
+    fn new(caller: &'a Caller) -> Self {
+        Self { caller, chain: Vec::new(), text: Vec::new(), files: Vec::new() }
+    }
+
     /// Its keys over those that it extends.
     fn whole(&mut self, loaded: Loaded) -> Result<Map<String, Value>, ProfileError> {
-        let Loaded { origin, text, mut document } = loaded;
+        let Loaded { origin, text, mut document, files } = loaded;
         let refuse = |key: &str, reason: String| ProfileError::Value {
             origin: origin.to_string(),
             key: key.to_owned(),
@@ -83,13 +89,14 @@ impl Pile<'_> {
         lay(&mut keys, written(&text, &document, &origin)?);
         self.chain.pop();
         self.text.extend_from_slice(&text);
+        self.files.extend(files);
         Ok(keys)
     }
 
     fn finish(self, mut keys: Map<String, Value>, name: String, origin: Origin) -> Result<Loaded, ProfileError> {
         keys.insert("name".to_owned(), name.into());
         let Object(document) = serde_json::from_value(Value::Object(keys)).map_err(|cause| not_json(&origin, cause))?;
-        Ok(Loaded { origin, text: self.text, document })
+        Ok(Loaded { origin, text: self.text, document, files: self.files })
     }
 }
 
@@ -109,19 +116,22 @@ fn written(text: &[u8], document: &Document, origin: &Origin) -> Result<Map<Stri
 
 /// Lists are added up, members of objects replace those of the same name, everything else is replaced.
 fn lay(keys: &mut Map<String, Value>, over: Map<String, Value>) {
+    // Two keys that say the same thing in other words: who says the one does not inherit the other.
+    let says = |key: &str| over.get(key).is_some_and(|value| !value.is_null());
+    for (key, twin) in [("network", "network_isolation"), ("network_isolation", "network")] {
+        if says(key) && !says(twin) {
+            keys.remove(twin);
+        }
+    }
     for (key, value) in over {
-        // Two keys that say the same thing in other words.
-        match key.as_str() {
-            "network" => keys.remove("network_isolation"),
-            "network_isolation" => keys.remove("network"),
-            _ => None,
-        };
         match (keys.get_mut(&key), value) {
             (Some(Value::Array(list)), Value::Array(more)) if key == "binds" => {
                 // One target shows one thing.
                 list.retain(|bind| !more.iter().any(|over| over.get("target") == bind.get("target")));
                 list.extend(more);
             }
+            // Words that belong together: the same one again means something else.
+            (Some(Value::Array(list)), Value::Array(more)) if key == "additional_args" => list.extend(more),
             (Some(Value::Array(list)), Value::Array(more)) if key != "seccomp_profile" => {
                 let new: Vec<Value> = more.into_iter().filter(|item| !list.contains(item)).collect();
                 list.extend(new);
@@ -138,19 +148,7 @@ fn lay(keys: &mut Map<String, Value>, over: Map<String, Value>) {
 
 /// What `remove` names, which must be there. The error names the key.
 fn take_away(keys: &mut Map<String, Value>, remove: &RemoveEntry) -> Result<(), (&'static str, String)> {
-    let lists: [(&'static str, &[String]); 10] = [
-        ("allowed_commands", &remove.allowed_commands),
-        ("binds", &remove.binds),
-        ("tmpfs_paths", &remove.tmpfs_paths),
-        ("environment", &remove.environment),
-        ("env_pass", &remove.env_pass),
-        ("env_deny", &remove.env_deny),
-        ("hide", &remove.hide),
-        ("limits", &remove.limits),
-        ("require", &remove.require),
-        ("allow_degraded", &remove.allow_degraded),
-    ];
-    for (key, names) in lists {
+    for (key, names) in remove.lists() {
         for name in names {
             let was_there = match keys.get_mut(key) {
                 Some(Value::Array(list)) => {
@@ -224,6 +222,20 @@ mod tests {
                 "limits": {"pids": 3, "memory": "1G"}, "workdir": "/w",
             })
         );
+    }
+
+    #[test]
+    fn who_says_one_of_two_keys_does_not_inherit_the_other() {
+        let laid = |over: Value| {
+            let mut base = keys(json!({"network": "none", "network_isolation": true}));
+            lay(&mut base, keys(over));
+            Value::Object(base)
+        };
+        assert_eq!(laid(json!({"network": "host"})), json!({"network": "host"}));
+        assert_eq!(laid(json!({"network_isolation": false})), json!({"network_isolation": false}));
+        let both = json!({"network": "none", "network_isolation": true});
+        assert_eq!(laid(both.clone()), both);
+        assert_eq!(laid(json!({"network": null})), both);
     }
 
     #[test]

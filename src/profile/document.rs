@@ -139,6 +139,9 @@ pub struct RemoveEntry {
     /// Patterns.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub env_deny: Vec<String>,
+    /// Caches, as they were written.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub caches: Vec<String>,
     /// Paths.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hide: Vec<String>,
@@ -151,6 +154,25 @@ pub struct RemoveEntry {
     /// Features.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub allow_degraded: Vec<String>,
+}
+
+impl RemoveEntry {
+    /// Each list with the key of a profile that it takes from.
+    pub(super) fn lists(&self) -> [(&'static str, &[String]); 11] {
+        [
+            ("allowed_commands", &self.allowed_commands),
+            ("binds", &self.binds),
+            ("tmpfs_paths", &self.tmpfs_paths),
+            ("environment", &self.environment),
+            ("env_pass", &self.env_pass),
+            ("env_deny", &self.env_deny),
+            ("caches", &self.caches),
+            ("hide", &self.hide),
+            ("limits", &self.limits),
+            ("require", &self.require),
+            ("allow_degraded", &self.allow_degraded),
+        ]
+    }
 }
 
 /// The folder that the command works on.

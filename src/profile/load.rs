@@ -132,6 +132,17 @@ pub(super) struct Loaded {
     pub(super) origin: Origin,
     pub(super) text: Vec<u8>,
     pub(super) document: Document,
+    /// Where that, and all that it is made of, was read from.
+    pub(super) files: Vec<PathBuf>,
+}
+
+impl Loaded {
+    /// One profile, without those that it extends.
+    pub(super) fn new(origin: Origin, text: Vec<u8>) -> Result<Self, ProfileError> {
+        let document = parse::parse(&text, &origin.to_string())?;
+        let files = if let Origin::File(path) = &origin { vec![path.clone()] } else { Vec::new() };
+        Ok(Self { origin, text, document, files })
+    }
 }
 
 /// Finds, reads and parses the profile that is meant.
@@ -152,7 +163,7 @@ pub(super) fn load(requested: Option<&OsStr>, caller: &Caller) -> Result<Loaded,
 
 pub(super) fn file(path: PathBuf) -> Result<Loaded, ProfileError> {
     let text = trust::read(&path)?;
-    parsed(Origin::File(path), text)
+    Loaded::new(Origin::File(path), text)
 }
 
 pub(super) fn is_path(word: &OsStr) -> bool {
@@ -174,7 +185,7 @@ pub(super) fn named(name: &OsStr, caller: &Caller, but: &[Origin]) -> Result<Loa
     }
     let name = name.to_string_lossy();
     match BUILT_IN.iter().find(|(known, _)| *known == name) {
-        Some((name, text)) => parsed(Origin::BuiltIn(name), text.as_bytes().to_vec()),
+        Some((name, text)) => Loaded::new(Origin::BuiltIn(name), text.as_bytes().to_vec()),
         None => {
             let known = list(caller);
             let nearest = nearest(&name, known.iter().map(|(name, _)| name.as_str())).map(str::to_owned);
@@ -193,7 +204,7 @@ fn by_default(caller: &Caller) -> Result<Loaded, ProfileError> {
     }
     let minimal = BUILT_IN.iter().find(|(name, _)| *name == "minimal");
     let (name, text) = minimal.copied().unwrap_or(("minimal", ""));
-    parsed(Origin::BuiltIn(name), text.as_bytes().to_vec())
+    Loaded::new(Origin::BuiltIn(name), text.as_bytes().to_vec())
 }
 
 /// Only absence lets the search go on: a file that can't be used must not be passed over in silence. A folder that
@@ -204,12 +215,7 @@ fn if_there(path: PathBuf) -> Result<Option<Loaded>, ProfileError> {
         return Ok(None);
     }
     let text = trust::read(&path)?;
-    parsed(Origin::File(path), text).map(Some)
-}
-
-fn parsed(origin: Origin, text: Vec<u8>) -> Result<Loaded, ProfileError> {
-    let document = parse::parse(&text, &origin.to_string())?;
-    Ok(Loaded { origin, text, document })
+    Loaded::new(Origin::File(path), text).map(Some)
 }
 
 /// Every profile that can be named, sorted; of two with the same name the one that is used.

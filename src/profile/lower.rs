@@ -2,6 +2,7 @@
 //! (sorted by target), environment, seccomp, additional_args.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::document::{Document, EnforcementKey, LandlockKey, LimitsEntry, NetworkKey, Quantity, WorkspaceEntry};
@@ -26,6 +27,7 @@ const LONGEST_HOSTNAME: usize = 64;
 pub(super) fn lower(
     profile: &Profile,
     workspace: Option<&WorkspaceEntry>,
+    home: Option<OsString>,
     caller: &Caller,
 ) -> Result<Lowered, ProfileError> {
     let document = &profile.document;
@@ -54,6 +56,10 @@ pub(super) fn lower(
         policy.workspace = Some(workspace);
     }
     policy.environment.set = document.environment.iter().map(|(name, value)| (name.into(), value.into())).collect();
+    if let Some(home) = home {
+        // Caches are where their tools look for them.
+        policy.environment.set.insert("HOME".into(), home);
+    }
     super::cache::add(&document.caches, &mut policy, caller).map_err(at("caches"))?;
     policy.environment.pass.clone_from(&document.env_pass);
     policy.environment.deny.clone_from(&document.env_deny);

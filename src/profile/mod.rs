@@ -36,6 +36,7 @@ pub struct Profile {
     origin: Origin,
     text: Vec<u8>,
     document: Document,
+    files: Vec<PathBuf>,
     filters: Vec<Filter>,
 }
 
@@ -46,7 +47,7 @@ impl Profile {
     /// # Errors
     /// [`ProfileError`]: not found, not to be trusted, not a profile, or with a filter that can't be used.
     pub fn load(requested: &[impl AsRef<OsStr>], caller: &Caller) -> Result<Self, ProfileError> {
-        let load::Loaded { origin, text, document } = match requested {
+        let loaded = match requested {
             [] => compose::whole(load::load(None, caller)?, caller)?,
             [one] => compose::whole(load::load(Some(one.as_ref()), caller)?, caller)?,
             several => {
@@ -54,7 +55,7 @@ impl Profile {
                 compose::lay_over(loaded.collect::<Result<_, _>>()?, caller)?
             }
         };
-        Self::new(origin, text, document, caller)
+        Self::new(loaded, caller)
     }
 
     /// A profile from its text, as if it were the file `path`.
@@ -62,14 +63,13 @@ impl Profile {
     /// # Errors
     /// As [`Profile::load`].
     pub fn parse(text: &[u8], path: &Path, caller: &Caller) -> Result<Self, ProfileError> {
-        let origin = Origin::File(path.to_owned());
-        let document = parse::parse(text, &origin.to_string())?;
-        let loaded = compose::whole(load::Loaded { origin, text: text.to_vec(), document }, caller)?;
-        Self::new(loaded.origin, loaded.text, loaded.document, caller)
+        let loaded = load::Loaded::new(Origin::File(path.to_owned()), text.to_vec())?;
+        Self::new(compose::whole(loaded, caller)?, caller)
     }
 
-    fn new(origin: Origin, text: Vec<u8>, document: Document, caller: &Caller) -> Result<Self, ProfileError> {
-        let mut profile = Self { origin, text, document, filters: Vec::new() };
+    fn new(loaded: load::Loaded, caller: &Caller) -> Result<Self, ProfileError> {
+        let load::Loaded { origin, text, document, files } = loaded;
+        let mut profile = Self { origin, text, document, files, filters: Vec::new() };
         profile.filters = profile.load_filters(caller)?;
         Ok(profile)
     }
@@ -93,6 +93,11 @@ impl Profile {
         &self.origin
     }
 
+    /// The files that it was read from, with those that it extends. None of a built-in profile.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
     /// SHA-256 of its text, behind those of the profiles that it is made of, in hexadecimal.
     pub fn digest(&self) -> String {
         Sha256::digest(&self.text).iter().map(|byte| format!("{byte:02x}")).collect()
@@ -105,7 +110,7 @@ impl Profile {
     pub fn policy(&self, overrides: &Overrides, caller: &Caller) -> Result<Policy, ProfileError> {
         let mut workspace = self.document.workspace.clone();
         overrides.workspace(&mut workspace)?;
-        let lowered = lower::lower(self, workspace.as_ref(), caller)?;
+        let lowered = lower::lower(self, workspace.as_ref(), overrides.home(), caller)?;
         overrides.apply(lowered, caller)
     }
 

@@ -78,6 +78,12 @@ impl Overrides {
         Ok(())
     }
 
+    /// The HOME that the command will have, where these options say it.
+    pub(super) fn home(&self) -> Option<OsString> {
+        let value = |text: &OsString| text.as_bytes().strip_prefix(b"HOME=").map(<[u8]>::to_vec);
+        self.env.iter().rev().find_map(value).map(OsString::from_vec)
+    }
+
     /// Puts the options over the policy, and the hidden paths over everything.
     pub(super) fn apply(&self, lowered: Lowered, caller: &Caller) -> Result<Policy, ProfileError> {
         let Lowered { mut policy, mut hidden } = lowered;

@@ -2,7 +2,8 @@
 //! as it is. What a stranger wrote into the workspace decides nothing: the administrative folder of a worktree is shown only
 //! if it says itself that it belongs to this workspace.
 
-use std::fs;
+use std::fs::{self, Metadata};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use super::document::{WorkspaceEntry, WorkspaceMode};
@@ -96,7 +97,7 @@ struct Repository {
 impl Repository {
     fn look(&mut self, workspace: &Path) -> Result<(), String> {
         let git = workspace.join(GIT);
-        let Ok(metadata) = git.symlink_metadata() else { return Ok(()) };
+        let Some(metadata) = look_at(&git)? else { return Ok(()) };
         if metadata.is_dir() {
             if self.mode == WorkspaceMode::Rw {
                 // A mount point can't be renamed, nor another repository be put in its place.
@@ -146,15 +147,20 @@ impl Repository {
             if depth == DEEPEST_MODULE || self.guards.len() > MOST_MODULES {
                 return Err(format!("{}: there are too many submodules", folder.display()));
             }
-            if GUARDED.iter().chain(&["HEAD"]).any(|name| folder.join(name).symlink_metadata().is_ok()) {
+            let mut marks = GUARDED.iter().chain(&["HEAD"]).map(|name| look_at(&folder.join(name)));
+            if marks.try_fold(false, |is_one, mark| mark.map(|mark| is_one || mark.is_some()))? {
                 self.guard_one(&folder)?;
                 todo.push((folder.join("modules"), depth + 1));
                 continue;
             }
             // A submodule's name may have slashes in it.
-            let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
-            let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| !kind.is_file()));
-            todo.extend(folders.map(|entry| (entry.path(), depth + 1)));
+            let cannot_list = |error| unknown(&folder, &error);
+            for entry in fs::read_dir(&folder).map_err(cannot_list)? {
+                let entry = entry.map_err(cannot_list)?;
+                if !entry.file_type().map_err(cannot_list)?.is_file() {
+                    todo.push((entry.path(), depth + 1));
+                }
+            }
         }
         Ok(())
     }
@@ -166,7 +172,7 @@ impl Repository {
         self.configs.push(folder.join("config"));
         for name in GUARDED {
             let path = folder.join(name);
-            if path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink()) {
+            if look_at(&path)?.is_some_and(|metadata| metadata.is_symlink()) {
                 return Err(format!("{} is a link: it can't be kept as it is", path.display()));
             }
             self.show(&path, Access::ReadOnly)?;
@@ -184,13 +190,26 @@ impl Repository {
 
 /// A folder, and none that a link leads to.
 fn is_real(folder: &Path) -> Result<bool, String> {
-    match folder.symlink_metadata() {
-        Ok(metadata) if metadata.is_symlink() => {
+    match look_at(folder)? {
+        Some(metadata) if metadata.is_symlink() => {
             Err(format!("{} is a link: it can't be kept as it is", folder.display()))
         }
-        Ok(metadata) => Ok(metadata.is_dir()),
-        Err(_) => Ok(false),
+        metadata => Ok(metadata.is_some_and(|metadata| metadata.is_dir())),
     }
+}
+
+/// What is there, if anything is. What can't be looked at can't be kept either.
+fn look_at(path: &Path) -> Result<Option<Metadata>, String> {
+    match path.symlink_metadata() {
+        Ok(metadata) => Ok(Some(metadata)),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+        Err(error) => Err(unknown(path, &error)),
+    }
+}
+
+fn unknown(path: &Path, error: &io::Error) -> String {
+    let cure = if error.kind() == ErrorKind::PermissionDenied { ": chmod u+rwx its folders" } else { "" };
+    format!("cannot find out what git would execute at {}: {error}{cure}", path.display())
 }
 
 /// The path in a link file of git's.

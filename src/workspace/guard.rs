@@ -1,0 +1,215 @@
+//! Files that stand where a job could otherwise put something that git follows: a name that exists can be bound over itself
+//! inside, read-only. They are gone after the run, unless another run needs them.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat};
+use nix::libc;
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use super::{Error, read};
+use crate::host::open_without_links;
+use crate::policy::Policy;
+use crate::sys;
+
+/// To git this file says what it assumes without it (gitrepository-layout(5)). Runs that need the guards of a folder hold a
+/// shared lock on it, and the last one takes them away.
+const COMMON: &str = "commondir";
+const ITSELF: &[u8] = b".\n";
+/// The same for a folder of hooks,
+const HOOKS: &str = "hooks";
+/// and for a second configuration, where the first one says that there is one (git-worktree(1)).
+const SECOND: &str = "config.worktree";
+
+/// The sticky bit: it means nothing here, and says whose a file is, also after its maker was killed.
+const OURS: libc::mode_t = libc::S_ISVTX;
+
+/// Another run takes its guards away: a few system calls.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(1);
+
+#[derive(Debug)]
+pub(super) struct Guards {
+    _held: Vec<Guard>,
+}
+
+impl Guards {
+    /// Makes what is missing.
+    pub(super) fn make(policy: &Policy) -> Result<Self, Error> {
+        let folders = policy.workspace.iter().flat_map(|workspace| &workspace.guards);
+        let held = folders.map(|folder| Guard::make(folder).map_err(|errno| Error::new("guard", folder, errno)));
+        Ok(Self { _held: held.collect::<Result<_, _>>()? })
+    }
+}
+
+#[derive(Debug)]
+struct Guard {
+    folder: OwnedFd,
+    /// Taken out where it is dropped.
+    lock: Option<Flock<OwnedFd>>,
+}
+
+impl Guard {
+    /// Below a descriptor: a job before may have left links, and one beside may put them there.
+    fn make(path: &Path) -> nix::Result<Self> {
+        let folder = open_without_links(path)?;
+        let lock = share(&folder)?;
+        let guard = Self { folder, lock: Some(lock) };
+        match mkdirat(&guard.folder, HOOKS, Mode::from_bits_truncate(0o755 | OURS)) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        let config = read(&guard.folder, "config")?.unwrap_or_default().to_ascii_lowercase();
+        if config.contains("worktreeconfig") {
+            create(&guard.folder, SECOND, b"")?;
+        }
+        Ok(guard)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // Another run may have them bound; to remove them would unmount them there.
+        let Some(lock) = self.lock.take() else { return };
+        let Ok(_alone) = lock.relock(FlockArg::LockExclusiveNonblock) else { return };
+        let is_ours = |name| {
+            fstatat(&self.folder, name, AtFlags::AT_SYMLINK_NOFOLLOW).ok().filter(|stat| stat.st_mode & OURS != 0)
+        };
+        let is_as_made = |name, text: &[u8]| {
+            is_ours(name).is_some()
+                && read(&self.folder, name).is_ok_and(|now| now.is_some_and(|now| now.as_bytes() == text))
+        };
+        let gone = [
+            is_ours(HOOKS).map(|_| unlinkat(&self.folder, HOOKS, UnlinkatFlags::RemoveDir)),
+            is_as_made(SECOND, b"").then(|| unlinkat(&self.folder, SECOND, UnlinkatFlags::NoRemoveDir)),
+            // Whoever waits for the lock then makes a new one.
+            is_as_made(COMMON, ITSELF).then(|| unlinkat(&self.folder, COMMON, UnlinkatFlags::NoRemoveDir)),
+        ];
+        if gone.into_iter().flatten().any(|gone| gone.is_err()) {
+            // No longer empty: somebody on the host uses it. What stays harms nobody, and the next run tries again.
+        }
+    }
+}
+
+/// A shared lock on the file that has the name as long as it is held. A worktree has one of its own.
+fn share(folder: &OwnedFd) -> nix::Result<Flock<OwnedFd>> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        create(folder, COMMON, ITSELF)?;
+        match try_share(folder) {
+            // Whoever has it alone removes it: then it is another file, or none.
+            Err(Errno::EWOULDBLOCK | Errno::ENOENT | Errno::ESTALE) if Instant::now() < until => sleep(PAUSE),
+            result => return result,
+        }
+    }
+}
+
+fn try_share(folder: &OwnedFd) -> nix::Result<Flock<OwnedFd>> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+    let file = openat(folder, COMMON, flags, Mode::empty())?;
+    let lock = Flock::lock(file, FlockArg::LockSharedNonblock).map_err(|(_, errno)| errno)?;
+    let identity = |stat: FileStat| (stat.st_dev, stat.st_ino);
+    let named = fstatat(folder, COMMON, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    if identity(fstat(lock.as_fd())?) == identity(named) { Ok(lock) } else { Err(Errno::ESTALE) }
+}
+
+/// One that is there stays as it is.
+fn create(folder: &OwnedFd, name: &str, text: &[u8]) -> nix::Result<()> {
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+    match openat(folder, name, flags, Mode::from_bits_truncate(0o644 | OURS)) {
+        Ok(file) => File::from(file).write_all(text).map_err(|error| sys::errno_of(&error)),
+        Err(Errno::EEXIST) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    fn repository(config: &str) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("config"), config).unwrap();
+        folder
+    }
+
+    #[test]
+    fn the_last_one_takes_away_what_any_had_made_and_a_killed_one_left() {
+        let folder = repository("[extensions]\n\tworktreeConfig = true\n");
+        let path = folder.path().canonicalize().unwrap();
+        let all = ["commondir", "config", "config.worktree", "hooks"];
+        for first_ends_first in [true, false] {
+            let (first, second) = (Guard::make(&path).unwrap(), Guard::make(&path).unwrap());
+            let (now, later) = if first_ends_first { (first, second) } else { (second, first) };
+            drop(now);
+            assert_eq!(names(&path), all);
+            drop(later);
+            assert_eq!(names(&path), ["config"]);
+        }
+        let mut killed = Guard::make(&path).unwrap();
+        drop(killed.lock.take());
+        drop(killed);
+        assert_eq!(names(&path), all);
+        drop(Guard::make(&path).unwrap());
+        assert_eq!(names(&path), ["config"]);
+    }
+
+    #[test]
+    fn what_is_not_ours_or_is_used_stays() {
+        let folder = repository("");
+        let path = folder.path().canonicalize().unwrap();
+        fs::create_dir(path.join("hooks")).unwrap();
+        drop(Guard::make(&path).unwrap());
+        assert_eq!(names(&path), ["config", "hooks"]);
+        fs::write(path.join("commondir"), "../..\n").unwrap();
+        drop(Guard::make(&path).unwrap());
+        assert_eq!(fs::read_to_string(path.join("commondir")).unwrap(), "../..\n");
+        fs::remove_file(path.join("commondir")).unwrap();
+        fs::remove_dir(path.join("hooks")).unwrap();
+        let guard = Guard::make(&path).unwrap();
+        fs::write(path.join("hooks/pre-commit"), "").unwrap();
+        drop(guard);
+        assert_eq!(names(&path), ["config", "hooks"]);
+    }
+
+    #[test]
+    fn whoever_comes_while_another_goes_has_the_file_that_is_there() {
+        let folder = repository("");
+        let path = folder.path().canonicalize().unwrap();
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        drop(Guard::make(&path).unwrap());
+                    }
+                });
+            }
+            for _ in 0..500 {
+                let guard = Guard::make(&path).unwrap();
+                let held = guard.lock.as_ref().unwrap().as_fd().try_clone_to_owned().unwrap();
+                let named = fstatat(&guard.folder, COMMON, AtFlags::AT_SYMLINK_NOFOLLOW).unwrap();
+                assert_eq!(fstat(&held).unwrap().st_ino, named.st_ino);
+                assert!(path.join("hooks").is_dir());
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(names(&path), ["config"]);
+    }
+}
