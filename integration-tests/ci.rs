@@ -76,8 +76,16 @@ fn a_job_has_its_workspace_and_nothing_else() {
             .env("BUILDKITE_AGENT_ACCESS_TOKEN", "secret-4")
             .env("SSH_AUTH_SOCK", "secret-5")
             .env("SOMETHING", "secret-6")
+            .env("BUILD_URL", "https://me:secret-7@example.org/job/1?x=https://secret-8@h")
             .output();
-        for seen in ["GITHUB_SHA=abc", "CI_COMMIT_SHA=def", "CI=true", "TZ=UTC", "\nci\n"] {
+        for seen in [
+            "GITHUB_SHA=abc",
+            "CI_COMMIT_SHA=def",
+            "CI=true",
+            "TZ=UTC",
+            "\nci\n",
+            "BUILD_URL=https://example.org/job/1?x=https://h",
+        ] {
             assert!(result.stdout.contains(seen), "no {seen:?} in {result:?}");
         }
         assert!(!result.stdout.contains("secret") && !result.stdout.contains("precious"), "{result:?}");
@@ -199,7 +207,18 @@ fn the_workspace_is_a_folder_below_home_and_its_mode_is_kept() {
     for caller in callers() {
         let job = Job::new(caller);
         let home = job.home.display().to_string();
-        for bad in ["/", home.as_str(), "/no/such/folder", "/etc/passwd", "/etc", "/usr/share"] {
+        for bad in [
+            "/",
+            home.as_str(),
+            "/no/such/folder",
+            "/etc/passwd",
+            "/etc",
+            "/usr/share",
+            "/usr",
+            "/var",
+            "/home",
+            "/usr/local/bin",
+        ] {
             job.run(&["run", "-p", "ci", "--workspace", bad, "--", "true"]).output().expect_code(125);
         }
         let mut run = job.run(&["run", "-p", "ci", "--workspace", &job.workspace.display().to_string(), "--", "touch"]);

@@ -376,14 +376,17 @@ fn environment(policy: &Policy, host: &Host) -> Vec<(OsString, OsString)> {
         return bubblewrap::environment(wanted, host);
     }
     let passes = |name: &OsStr| wanted.inherit || wanted.pass.iter().any(|pattern| sys::fnmatch(pattern, name));
-    let mut variables: BTreeMap<&OsStr, &OsStr> = host
-        .environment
-        .iter()
-        .filter(|(name, _)| !wanted.unset.contains(name) && passes(name) && !is_denied(wanted, name))
-        .map(|(name, value)| (name.as_os_str(), value.as_os_str()))
-        .collect();
-    variables.extend(wanted.set.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str())));
-    variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    // Where secrets are not passed on, they are not in addresses either.
+    let clean = |value: &OsStr| match value.to_str() {
+        Some(text) if !wanted.deny.is_empty() && text.contains("://") => policy::without_userinfo(text).into(),
+        _ => value.to_owned(),
+    };
+    let passed = host.environment.iter();
+    let passed = passed.filter(|(name, _)| !wanted.unset.contains(name) && passes(name) && !is_denied(wanted, name));
+    let mut variables: BTreeMap<OsString, OsString> =
+        passed.map(|(name, value)| (name.clone(), clean(value))).collect();
+    variables.extend(wanted.set.iter().map(|(name, value)| (name.clone(), value.clone())));
+    variables.into_iter().collect()
 }
 
 fn variable<'a>(environment: &'a [(OsString, OsString)], name: &str) -> Option<&'a OsStr> {

@@ -1,6 +1,7 @@
 //! Validated intent: what the caller wants, free of facts about the host. Every front end ends here
 //! and `plan` starts here. No I/O in this room.
 
+mod address;
 mod bubblewrap;
 mod limits;
 mod path;
@@ -15,6 +16,7 @@ use serde::Serialize;
 use crate::report::Layer;
 use crate::seccomp::Filter;
 
+pub use address::without_userinfo;
 pub use bubblewrap::{Bubblewrap, CapabilityEdit, CapabilityName, Handed};
 pub use limits::{Cpus, Limits, LimitsError, parse_cpus, parse_duration, parse_size};
 pub use path::{PathError, SandboxPath};

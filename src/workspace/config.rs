@@ -1,4 +1,5 @@
-//! Git's configurations without the tokens that CI systems put into them: headers, and what stands before the host of an address.
+//! Git's configurations without the tokens that CI systems and people put into them: headers, what stands before the host of an
+//! address, what credential helpers are told.
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
@@ -10,7 +11,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::{Error, read};
 use crate::host::open_without_links;
-use crate::policy::{FsOp, Placement, Policy, SandboxPath};
+use crate::policy::{FsOp, Placement, Policy, SandboxPath, without_userinfo};
 
 /// Lets the policy show those that have some from memory instead. What is returned must be open until the command runs.
 pub(super) fn hide_tokens(policy: &mut Policy) -> Result<Vec<OwnedFd>, Error> {
@@ -46,28 +47,35 @@ fn text_of(path: &Path) -> nix::Result<Option<String>> {
     }
 }
 
+/// git-config(1). Keys that hold credentials go with their values, and all that a credential helper is told.
 fn without_tokens(config: &str) -> String {
     let mut clean = String::with_capacity(config.len());
     let mut goes_on = false;
+    let mut is_credential = false;
     for line in config.split_inclusive('\n') {
-        let is_header = goes_on || line.to_ascii_lowercase().contains("extraheader");
-        // A backslash at its end goes on with the line.
-        goes_on = is_header && line.trim_end_matches(['\n', '\r']).ends_with('\\');
-        if is_header {
+        let lower = line.trim_start().to_ascii_lowercase();
+        if !goes_on && let Some(section) = lower.strip_prefix('[') {
+            is_credential = section.starts_with("credential");
+            // A key may stand behind its section.
+            let (header, rest) = line.split_at(line.find(']').map_or(line.len(), |at| at + 1));
+            clean.push_str(header);
+            clean.push_str(&if is_credential { "\n".to_owned() } else { without_userinfo(rest) });
             continue;
         }
-        let mut rest = line;
-        while let Some((before, address)) = rest.split_once("://") {
-            let host = address.find(['/', '"', ' ', '\t', '\n']).unwrap_or(address.len());
-            let (authority, behind) = address.split_at(host);
-            let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-            clean.push_str(&format!("{before}://{authority}"));
-            rest = behind;
+        let key = lower.split('=').next().unwrap_or_default();
+        let is_secret = goes_on || is_credential || SECRET_KEYS.iter().any(|secret| key.contains(secret));
+        let is_secret = is_secret || key.contains("proxy") && line.contains('@');
+        // A backslash at its end goes on with the line.
+        goes_on = is_secret && line.trim_end_matches(['\n', '\r']).ends_with('\\');
+        if !is_secret {
+            clean.push_str(&without_userinfo(line));
         }
-        clean.push_str(rest);
     }
     clean
 }
+
+/// Parts of the names of keys.
+const SECRET_KEYS: &[&str] = &["extraheader", "password", "token", "cookie"];
 
 #[cfg(test)]
 mod tests {
@@ -75,10 +83,11 @@ mod tests {
     fn tokens_are_taken_out_of_a_configuration() {
         let config = "[core]\n\tbare = false\n[http \"https://github.com/\"]\n\textraheader = AUTHORIZATION: basic abc\\\n  def\n\
                       [remote \"origin\"]\n\turl = https://gitlab-ci-token:glcbt@gitlab.example.org/a/b.git\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n\
-                      [remote \"x\"]\n\turl = git@github.com:a/b.git\n";
+                      [remote \"x\"]\n\turl = git@github.com:a/b.git\n[credential \"https://example.org\"]\n\tusername = me\n\
+                      \thelper = \"!f() { echo password=TOKEN; }; f\"\n[http]\n\tproxy = user:pw@proxy:80\n\tsslVerify = true\n";
         let clean = "[core]\n\tbare = false\n[http \"https://github.com/\"]\n\
                      [remote \"origin\"]\n\turl = https://gitlab.example.org/a/b.git\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n\
-                     [remote \"x\"]\n\turl = git@github.com:a/b.git\n";
+                     [remote \"x\"]\n\turl = git@github.com:a/b.git\n[credential \"https://example.org\"]\n[http]\n\tsslVerify = true\n";
         assert_eq!(super::without_tokens(config), clean);
         assert_eq!(super::without_tokens(clean), clean);
     }
