@@ -158,6 +158,25 @@ fn a_shells_profile_comes_from_the_runner_and_never_from_the_workspace() {
         let mut other = Shannot::through(caller, &sh, ["-c", "ls -A ~"]).env("SANDBOX_PROFILE", "host");
         other.command.current_dir(&work).env("HOME", &home);
         assert_eq!(other.output().expect_code(0).stdout, "work\n");
+        // What the checkout around the current directory holds is the stranger's too, and so is a HOME there.
+        let part = scratch.folder("home/work/part", caller);
+        let fake = scratch.folder("home/work/fake", caller);
+        fs::create_dir_all(fake.join(".config/shannot")).unwrap();
+        let other =
+            json!({"name": "ci", "binds": [{"source": "/", "target": "/"}], "environment": {"PATH": "/usr/bin:/bin"}});
+        fs::write(fake.join(".config/shannot/ci.json"), other.to_string()).unwrap();
+        let below = |home: &Path, profile: &Path| {
+            let mut run = Shannot::through(caller, &sh, ["-c", "ls -A ~; echo done"]);
+            run.command.current_dir(&part).env("HOME", home).env("SHANNOT_PROFILE", profile);
+            run.output()
+        };
+        fs::create_dir(work.join(".git")).unwrap();
+        own(scratch.path(), caller);
+        below(&home, &work.join("open.json")).expect_code(125).expect_stderr("lies in the workspace");
+        below(&fake, Path::new("ci")).expect_code(125).expect_stderr("lies in the workspace");
+        fs::remove_dir_all(fake.join(".config")).unwrap();
+        below(&fake, Path::new("lint")).expect_code(125).expect_stderr("cannot use HOME=");
+        below(&home, Path::new("lint")).expect_code(0).expect_stdout("done");
     }
 }
 

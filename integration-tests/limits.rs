@@ -333,7 +333,12 @@ fn a_limit_that_no_cgroup_holds_can_be_refused() {
     refused.expect_stderr("a part of a CPU: affinity holds it to 1");
     run(&["--cpus", "0.5"]).expect_code(0).expect_stdout("1\n");
     run(&["--cpus", "0.001"]).expect_code(125).expect_stderr("\"0.001\" is not a number of CPUs");
-    run(&["--cpus", "1", "--require", "limits.cpus"]).expect_code(0).expect_stdout("1\n");
+    run(&["--cpus", "1"]).expect_code(0).expect_stdout("1\n");
+    // Affinity is a default that a process may change.
+    for backend in ["namespaces", "landlock"] {
+        let whole = ["--cpus", "1", "--require", "limits.cpus", "--backend", backend];
+        run(&whole).expect_code(125).expect_stderr("a process may choose its CPUs anew");
+    }
 }
 
 #[test]
@@ -348,6 +353,9 @@ fn file_sizes_open_files_and_tmpfs_can_be_limited_by_options() {
         run(&["--tmpfs-size", "64K"], "head -c 1M /dev/zero > /tmp/x").expect_stderr("No space left on device");
         run(&["--file-size", "1M", "--tmpfs-size", "2M"], "head -c 900K /dev/zero > /tmp/x && echo ran")
             .expect_stdout("ran");
+        // Empty files take the kernel's memory too.
+        let many = run(&["--tmpfs-size", "2M"], "i=0; while : > /tmp/$i; do i=$((i+1)); done; echo $i");
+        many.expect_stderr("No space left on device");
         let over = json!({"limits": {"open_files": 30}});
         let run =
             Shannot::new(caller).profile(&profile(over)).args(["run", "--open-files", "20", "bash", "-c", "ulimit -n"]);

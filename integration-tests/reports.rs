@@ -61,6 +61,15 @@ fn a_report_is_not_written_through_a_link_or_to_nowhere() {
             assert_eq!(result.stdout, "", "{result:?}");
         }
         assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
+        // Nobody reads it: that is said, and not waited for.
+        let pipe = folder.join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        own(&pipe, caller);
+        let run = Shannot::new(caller).args(["run", "--report"]).args([&pipe]).args(["ls", "/"]);
+        run.output().expect_code(125).expect_stderr("No such device or address");
+        let read = format!("cat {0} & {1} run --report {0} true; wait", pipe.display(), binary().display());
+        let read = Shannot::through(caller, Path::new("/bin/sh"), ["-c", &read]);
+        read.output().expect_stdout("\"command\":[\"true\"]");
     }
 }
 

@@ -158,9 +158,12 @@ impl RecordFile {
             return Ok(Self { file, name, replace: false });
         }
         // A link in the last place may be a trap of the previous job's: as root it would choose what is overwritten.
-        let flags = libc::O_NOFOLLOW | libc::O_NOCTTY;
+        // A pipe that nobody reads is an error, and no reason to wait; one that is read may be written to slowly.
+        let flags = libc::O_NOFOLLOW | libc::O_NOCTTY | libc::O_NONBLOCK;
         let file = File::options().write(true).create(true).truncate(false).custom_flags(flags).open(destination);
-        file.map(|file| Self { file, name, replace: true }).map_err(refuse)
+        let file = file.map_err(refuse)?;
+        fcntl(&file, FcntlArg::F_SETFL(OFlag::empty())).map_err(|errno| refuse(errno.into()))?;
+        Ok(Self { file, name, replace: true })
     }
 
     pub(super) fn write(self, record: &Record<'_>) -> Result<(), Complaint> {

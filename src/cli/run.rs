@@ -73,7 +73,7 @@ fn policy(
     let mut policy = profile.policy(&overrides, &caller)?;
     policy.command = command.to_vec();
     if common.profile_from_outside {
-        shell::check_origin(profile, &policy)?;
+        shell::check_origin(profile, &policy, &caller)?;
     }
     check_variables(options, &policy)?;
     shell::show_script(&mut policy);

@@ -9,7 +9,7 @@ use super::args::{Common, Options};
 use super::output::{Complaint, ErrorFormat};
 use super::run;
 use crate::policy::{Access, FsOp, Policy, SandboxPath};
-use crate::profile::Profile;
+use crate::profile::{Caller, Profile, home_in_passwd};
 
 /// Names by which this program is that shell: a link called `bash`, first on PATH.
 const SHELLS: &[&str] = &["sh", "bash", "dash", "ash", "ksh", "mksh", "zsh"];
@@ -74,22 +74,38 @@ fn profile() -> Result<String, Complaint> {
     chosen.to_str().map(str::to_owned).ok_or_else(what)
 }
 
-/// Never from the workspace, which strangers write: by its name, or by where links lead.
-pub(super) fn check_origin(profile: &Profile, policy: &Policy) -> Result<(), Complaint> {
+/// Never from what strangers write, by its name or by where links lead: the workspace, the current directory, and the whole
+/// checkout that this is a folder of.
+pub(super) fn check_origin(profile: &Profile, policy: &Policy, caller: &Caller) -> Result<(), Complaint> {
     let absolute = |path: &Path| path::absolute(path).into_iter().chain(path.canonicalize());
+    let checkout = checkout();
     let workspace = policy.workspace.iter().map(|workspace| workspace.path.as_path());
-    let written: Vec<PathBuf> = workspace.chain([Path::new(".")]).flat_map(absolute).collect();
-    let is_written = |file: &&PathBuf| absolute(file).any(|file| written.iter().any(|folder| file.starts_with(folder)));
+    let written: Vec<PathBuf> =
+        workspace.chain([Path::new(".")]).chain(checkout.as_deref()).flat_map(absolute).collect();
+    let is_written = |file: &Path| absolute(file).any(|file| written.iter().any(|folder| file.starts_with(folder)));
     // A shell may be started in / or /etc too.
-    let is_system = |file: &PathBuf| file.parent() == Path::new(SYSTEM_PROFILE).parent();
-    match profile.files().iter().filter(|file| !is_system(file)).find(is_written) {
-        Some(file) => Err(Complaint::plain(
-            "profile",
-            format!("cannot use the profile {}: it lies in the workspace, which the job writes", file.display()),
-        )
-        .with_hint("name a profile, or a file that no job can write")),
+    let is_system = |file: &Path| file.parent() == Path::new(SYSTEM_PROFILE).parent();
+    let mut files = profile.files().iter().map(PathBuf::as_path);
+    let refuse = |what: String, hint| {
+        let what = format!("cannot use {what}: it lies in the workspace, which the job writes");
+        Err(Complaint::plain("profile", what).with_hint(hint))
+    };
+    if let Some(file) = files.find(|file| !is_system(file) && is_written(file)) {
+        return refuse(format!("the profile {}", file.display()), "name a profile, or a file that no job can write");
+    }
+    match caller.home.as_deref().filter(|home| is_written(home) && Some(*home) != home_in_passwd().as_deref()) {
+        Some(home) => refuse(format!("HOME={}", home.display()), "toolchains and caches are looked for there"),
         None => Ok(()),
     }
+}
+
+/// The folder above the current one that is a repository's. None that holds the caller's home: people keep their
+/// configuration in one.
+fn checkout() -> Option<PathBuf> {
+    let cwd = std::env::current_dir().ok()?;
+    let top = cwd.ancestors().find(|folder| folder.join(".git").symlink_metadata().is_ok())?;
+    let home = home_in_passwd().and_then(|home| home.canonicalize().ok());
+    home.is_none_or(|home| !home.starts_with(top)).then(|| top.to_owned())
 }
 
 /// The script that a shell of the command line is given is shown, wherever it lies: CI systems put it beside the workspace.

@@ -251,7 +251,10 @@ fn layers(plan: &mut Plan, limits: &Limits, host: &Host, held: &Held) {
                 let missing = format!("a part of a CPU: affinity holds it to {}", cpus.whole());
                 partial(with_cause(&missing, host, Controller::Cpu))
             }
-            _ => Enforcement::by("CPU affinity"),
+            _ => {
+                let missing = "a hold: a process may choose its CPUs anew (sched_setaffinity)";
+                partial(with_cause(missing, host, Controller::Cpu))
+            }
         })
     });
     limit(limits.file_size.is_some(), Layer::LimitFileSize, &|| Enforcement::by("RLIMIT_FSIZE"));

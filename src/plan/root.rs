@@ -396,7 +396,7 @@ fn add_bind(
     }
     let kind = match kind {
         Ok(kind) => kind,
-        Err(error) if *optional && matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+        Err(error) if *optional && error.kind() == io::ErrorKind::NotFound => {
             let skipped = Skipped {
                 source: Some(source.to_path_buf()),
                 target: (*target).clone(),

@@ -71,8 +71,8 @@ impl Caller {
     }
 }
 
-/// passwd(5) read as text: a static binary has no NSS.
-fn home_in_passwd() -> Option<PathBuf> {
+/// The home directory that /etc/passwd names. passwd(5) is read as text: a static binary has no NSS.
+pub fn home_in_passwd() -> Option<PathBuf> {
     let uid = nix::unistd::geteuid().to_string();
     let table = std::fs::read_to_string("/etc/passwd").ok()?;
     let mut lines = table.lines().map(|line| line.split(':').collect::<Vec<_>>());

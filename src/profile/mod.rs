@@ -26,7 +26,7 @@ pub use document::{
     WorkspaceEntry, WorkspaceMode,
 };
 pub use error::ProfileError;
-pub use load::{Caller, Origin, list};
+pub use load::{Caller, Origin, home_in_passwd, list};
 pub use overrides::Overrides;
 pub use parse::json_schema;
 

@@ -41,7 +41,30 @@ const SYSTEM: &[&str] = &[
     "/usr/lib64",
     "/usr/libexec",
     "/usr/sbin",
+    "/usr/local/bin",
+    "/usr/local/etc",
+    "/usr/local/lib",
+    "/usr/local/libexec",
+    "/usr/local/sbin",
+    "/usr/local/share",
     "/usr/share",
+];
+
+/// What holds others' folders, and is no workspace itself.
+const SHARED: &[&str] = &[
+    "/home",
+    "/media",
+    "/mnt",
+    "/opt",
+    "/run",
+    "/srv",
+    "/usr",
+    "/usr/local",
+    "/usr/src",
+    "/var",
+    "/var/lib",
+    "/var/log",
+    "/var/spool",
 ];
 
 /// The workspace, and the operations that show it.
@@ -65,7 +88,7 @@ pub(super) fn workspace(entry: &WorkspaceEntry, caller: &Caller) -> Result<(Work
             path.display()
         ));
     }
-    if SYSTEM.iter().any(|folder| path.starts_with(folder)) {
+    if SYSTEM.iter().any(|folder| path.starts_with(folder)) || SHARED.iter().any(|folder| path == Path::new(folder)) {
         return Err(format!("{} is a folder of the system, and no workspace", path.display()));
     }
     let target = SandboxPath::new(&path).map_err(|error| error.to_string())?;

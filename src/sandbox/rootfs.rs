@@ -342,11 +342,15 @@ pub(super) fn tmpfs_flags(plan: &Plan) -> MsFlags {
     if plan.noexec() { TMPFS_FLAGS | MsFlags::MS_NOEXEC } else { TMPFS_FLAGS }
 }
 
+/// What the new root's own folders and files need.
+const FEWEST_INODES: u64 = 1024;
+
 /// The tmpfs that all is built on, which becomes the working directory, and its device number.
 fn mount_base(plan: &Plan) -> nix::Result<(OwnedFd, u64)> {
     let mut options = "mode=0755".to_owned();
     if let Some(size) = plan.tmpfs_size {
-        options.push_str(&format!(",size={size}"));
+        // An empty file takes about a KiB of the kernel's memory (tmpfs(5), nr_inodes).
+        options.push_str(&format!(",size={size},nr_inodes={}", (size / 1024).max(FEWEST_INODES)));
     }
     // Over `/` itself, so that the host needs no directory for it; `/..` is the way up to what is mounted over the
     // root (path_resolution(7): `..` crosses to the topmost mount).

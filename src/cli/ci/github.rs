@@ -76,7 +76,7 @@ fn markdown(record: &Record<'_>) -> String {
     let mut text = format!(
         "### {mark} {} in the sandbox\n\n{} after {:.1} s, profile {}, rung `{}`\n\n",
         code(&record.word()),
-        record.ending(),
+        code(&record.ending()),
         record.seconds(),
         code(record.profile_name()),
         record.rung(),
@@ -86,7 +86,7 @@ fn markdown(record: &Record<'_>) -> String {
     }
     text.push_str("\n<details><summary>What was in force</summary>\n\n| layer | |\n|---|---|\n");
     for (layer, state) in layers(record) {
-        text.push_str(&format!("| {layer} | {} |\n", state.replace('|', "\\|")));
+        text.push_str(&format!("| {layer} | {} |\n", code(&state).replace('|', "\\|")));
     }
     text.push_str("\n</details>\n\n");
     text

@@ -9,12 +9,13 @@ const NAME: &str = "shannot";
 
 pub(super) fn section(record: &Record<'_>) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let head = format!("{}: {} after {:.1} s", printable(&record.word()), record.ending(), record.seconds());
+    let head =
+        format!("{}: {} after {:.1} s", printable(&record.word()), printable(&record.ending()), record.seconds());
     // The job may have left its last line open.
     let mut text = format!("\n\x1b[0Ksection_start:{now}:{NAME}[collapsed=true]\r\x1b[0K{head}\n");
     text.push_str(&format!("profile {}, rung {}\n", printable(record.profile_name()), record.rung()));
     for (layer, state) in layers(record) {
-        text.push_str(&format!("{layer:<18} {state}\n"));
+        text.push_str(&format!("{layer:<18} {}\n", printable(&state)));
     }
     for denial in denials(record) {
         text.push_str(&format!("{}\n", printable(&denial)));

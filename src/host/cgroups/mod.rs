@@ -3,7 +3,7 @@
 //!
 //! A child must not be out of what holds its maker. Version 1 lets processes and children be in one cgroup, so there the child
 //! is made in the caller's own. Version 2 does not ("no internal processes"): there it is a sibling, below the nearest
-//! ancestor that may be written, and what the caller's own cgroups limit is carried over.
+//! ancestor that may be written, and what the caller's own cgroups limit of memory, processes and CPU time is carried over.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
