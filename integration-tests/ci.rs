@@ -341,6 +341,20 @@ fn caches_are_kept_by_name_and_mode() {
         let metadata = fs::metadata(kept.join("cargo/.cargo/registry")).unwrap();
         let owner = if caller == Caller::Nobody { NOBODY } else { nix::unistd::geteuid().as_raw() };
         assert_eq!((metadata.permissions().mode() & 0o777, metadata.uid()), (0o700, owner));
+        // No link in it leads elsewhere, and none lies where jobs write.
+        fs::create_dir(job.home.join("target")).unwrap();
+        std::os::unix::fs::symlink(job.home.join("target"), kept.join("pip")).unwrap();
+        own_all(&job.home, caller);
+        run("pip", "touch ~/.cache/pip/x").expect_code(125).expect_stderr("is a link or no folder");
+        fs::remove_file(kept.join("pip")).unwrap();
+        let inside = job.run(&["run", "-p", "ci", "--cache", "pip", "--", "true"]);
+        let inside = inside.env("XDG_CACHE_HOME", job.workspace.join("c").to_str().unwrap()).output();
+        inside.expect_code(125).expect_stderr("it lies in the workspace");
+        if caller == Caller::Nobody {
+            std::os::unix::fs::chown(kept.join("npm"), Some(0), None).unwrap();
+            run("npm", "true").expect_code(125).expect_stderr("another user");
+            own_all(&job.home, caller);
+        }
         let home = job.home.join("elsewhere").display().to_string();
         let words = ["run", "-p", "ci", "--env", &format!("HOME={home}"), "--cache", "npm:ro"];
         job.sh(&words, "echo ~; cat ~/.npm/a").expect_code(0).expect_stdout(&format!("{home}\n1\n"));

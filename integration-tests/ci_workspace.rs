@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -86,6 +86,110 @@ fn a_configuration_is_shown_without_its_tokens() {
         }
         let config = fs::read_to_string(job.workspace.join(".git/config")).unwrap();
         assert!(config.contains("c3ecret") && config.contains("t0ken") && !config.contains("[a]"));
+    }
+}
+
+/// A repository with a submodule `sub`, its worktree `../tree`, and a workspace whose administrative folder lies in it.
+fn repositories(job: &Job) -> [PathBuf; 2] {
+    let module = job.workspace.join(".git/modules/sub");
+    fs::create_dir_all(&module).unwrap();
+    git(&job.workspace, &["init", "-q", "--separate-git-dir", module.to_str().unwrap(), "sub"]);
+    let tree = job.home.join("tree");
+    git(&job.workspace, &["config", "extensions.worktreeConfig", "true"]);
+    git(&job.workspace, &["worktree", "add", "-q", tree.to_str().unwrap()]);
+    let apart = job.home.join("apart");
+    fs::create_dir_all(apart.join("real")).unwrap();
+    git(&job.home, &["init", "-q", "--separate-git-dir", apart.join("real/git").to_str().unwrap(), "apart"]);
+    own_all(&job.home, job.caller);
+    [tree, apart]
+}
+
+#[test]
+fn no_folder_around_what_git_follows_can_be_replaced() {
+    for caller in callers() {
+        let job = Job::new(caller);
+        let [tree, apart] = repositories(&job);
+        let run = |folder: &Path, words: &[&str], script: &str| {
+            let run = Shannot::new(caller).args(["run", "-p", "ci"]).args(words).args(["--", "bash", "-c", script]);
+            let mut run = run.env("HOME", job.home.to_str().unwrap());
+            run.command.current_dir(folder);
+            run.output()
+        };
+        let evil = "printf '[core]\\n\\tfsmonitor = evil\\n'";
+        for moved in ["modules", "modules/sub"] {
+            let script =
+                format!("mv .git/{moved} .git/old; cp -r .git/old .git/{moved}; {evil} > .git/modules/sub/config");
+            run(&job.workspace, &[], &script);
+        }
+        run(
+            &apart,
+            &[],
+            &format!("mv real old; cp -r old real; mv real/git real/x; mkdir real/git; {evil} > real/git/config"),
+        );
+        let admin = job.workspace.join(".git/worktrees/tree");
+        let before = fs::read_to_string(admin.join("HEAD")).unwrap();
+        let script = format!(
+            "{evil} > {0}/config.worktree; {evil} > {0}/config; {evil} > $(git rev-parse --git-dir)/hooks/x",
+            admin.display()
+        );
+        run(&tree, &[], &script);
+        let overlay = format!(
+            "echo 'ref: refs/heads/evil' > {0}/HEAD; echo zz > {0}/index; {evil} > {0}/config.worktree",
+            admin.display()
+        );
+        run(&tree, &["--workspace-mode", "overlay"], &overlay);
+        assert_eq!(fs::read_to_string(admin.join("HEAD")).unwrap(), before);
+        for config in [
+            job.workspace.join(".git/modules/sub/config"),
+            apart.join("real/git/config"),
+            admin.join("config.worktree"),
+            admin.join("config"),
+        ] {
+            let text = fs::read_to_string(&config).unwrap_or_default();
+            assert!(!text.contains("evil"), "{}: {text}", config.display());
+        }
+    }
+}
+
+#[test]
+fn tokens_are_shown_in_no_configuration_of_a_repository() {
+    for caller in callers() {
+        let job = Job::new(caller);
+        let [tree, _] = repositories(&job);
+        let header = ["http.https://example.org/.extraheader", "AUTHORIZATION: t0ken"];
+        for (folder, words) in [
+            (&job.workspace, &["config"][..]),
+            (&job.workspace, &["config", "--worktree"]),
+            (&tree, &["config", "--worktree"]),
+        ] {
+            git(folder, &[words, &header].concat());
+        }
+        git(&job.workspace.join("sub"), &["config", header[0], header[1]]);
+        own_all(&job.home, caller);
+        for (folder, words) in [(&job.workspace, &[][..]), (&tree, &[]), (&tree, &["--workspace-mode", "ro"])] {
+            let run =
+                Shannot::new(caller).args(["run", "-p", "ci"]).args(words).env("HOME", job.home.to_str().unwrap());
+            let mut run = run.args([
+                "--",
+                "bash",
+                "-c",
+                "grep -r t0ken . \"$(git rev-parse --git-common-dir)\"; git status -s | head -n 3",
+            ]);
+            run.command.current_dir(folder);
+            let result = run.output();
+            assert!(!result.stdout.contains("t0ken") && result.stderr.is_empty(), "{folder:?}: {result:?}");
+        }
+    }
+}
+
+#[test]
+fn names_that_a_job_has_made_do_not_reach_the_terminal() {
+    for caller in callers() {
+        let job = Job::new(caller);
+        let script = "d=$(printf '\\033]0;x\\007\\nshannot: all good'); mkdir -p \".git/modules/$d\"; ln -s /x \".git/modules/$d/hooks\"";
+        job.sh(&["run", "-p", "ci"], script).expect_code(0);
+        let result = job.sh(&["run", "-p", "ci"], "true").expect_code(125).expect_stderr("is a link");
+        assert!(!result.stderr.contains(['\x1b', '\x07']) && result.stderr.lines().count() == 1, "{result:?}");
     }
 }
 

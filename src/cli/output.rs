@@ -101,7 +101,8 @@ impl Complaint {
             ErrorFormat::Json => serde_json::to_string(self).unwrap_or_else(|_| self.message.clone()),
             ErrorFormat::Text => {
                 let hints = self.hint.iter().flat_map(|hint| hint.lines());
-                hints.fold(format!("shannot: {}", self.message), |text, hint| format!("{text}\nhint: {hint}"))
+                let message = format!("shannot: {}", visible(&self.message));
+                hints.fold(message, |text, hint| format!("{text}\nhint: {}", visible(hint)))
             }
         };
         note(&text);
@@ -146,6 +147,18 @@ impl From<SandboxError> for Complaint {
 
 fn errno_of(error: &(dyn Error + 'static)) -> Option<i32> {
     error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error)
+}
+
+/// Text that may have names of a job's in it: nothing in it moves the cursor, ends the line, or turns the direction of writing.
+pub(super) fn visible(text: &str) -> String {
+    let is_hidden = |c: char| {
+        c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_hidden(c) { shown.extend(c.escape_debug()) } else { shown.push(c) }
+    }
+    shown
 }
 
 /// A line on stderr, in one piece. If that fails there is nowhere left to say so.

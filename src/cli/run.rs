@@ -13,7 +13,7 @@ use super::args::{Common, Format, Options};
 use super::changes::Kept;
 use super::ci::Voice;
 use super::launch;
-use super::output::{self, Complaint, note};
+use super::output::{self, Complaint, note, visible};
 use super::profiles::unknown_names;
 use super::record::{Known, Record, RecordFile};
 use super::secrets::Secrets;
@@ -84,7 +84,7 @@ fn dry_run(common: &Common, options: &Options, command: Vec<OsString>, format: F
     let (policy, _secrets) = policy(common, options, &command, &mut Known::default())?;
     let plan = launch::plan(&policy)?;
     match format {
-        Format::Text => output::result(&plan.to_string()),
+        Format::Text => output::result(&plan.to_string().lines().map(|line| visible(line) + "\n").collect::<String>()),
         Format::Json => output::result_json(&plan),
     }
 }
@@ -128,7 +128,7 @@ fn say_more(plan: &Plan, options: &Options) {
         note("shannot: --bubblewrap has no effect: no bubblewrap is used");
     }
     for skipped in &plan.skipped {
-        note(&format!("shannot: skipped {skipped}"));
+        note(&format!("shannot: skipped {}", visible(&skipped.to_string())));
     }
     for path in options.hide.iter().filter(|path| Path::new(path).symlink_metadata().is_err()) {
         note(&format!("shannot: --hide {}: there is no such file now", path.display()));

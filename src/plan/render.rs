@@ -205,7 +205,7 @@ impl fmt::Display for Step {
                 };
                 write!(f, "{how} what descriptor {fd} has to {target}")
             }
-            Step::Overlay { sources, top, target } => {
+            Step::Overlay { sources, top, target, .. } => {
                 let sources: Vec<_> = sources.iter().map(|source| source.display().to_string()).collect();
                 let top = match top {
                     OverlayTop::Host { upper, .. } => format!("changes go to {}", upper.display()),

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::path::{Component, Path, PathBuf};
 
+use nix::errno::Errno;
 use serde::{Serialize, Serializer};
 
 use super::hide::Hiding;
@@ -68,6 +69,10 @@ pub enum Step {
         top: OverlayTop,
         /// Inside.
         target: SandboxPath,
+        /// The sources that were meant, and behind them those of the top that are on the host. None where the caller's names
+        /// are all that was asked for.
+        #[serde(skip)]
+        identities: Option<Vec<Identity>>,
     },
     /// An empty tmpfs.
     Tmpfs {
@@ -276,7 +281,8 @@ pub(super) fn build(policy: &Policy, host: &Host, fresh_procfs: bool) -> Result<
             }
             FsOp::Overlay { sources, top, target } => {
                 let (sources, top) = (sources.clone(), top.clone());
-                root.steps.push(Step::Overlay { sources, top, target: target.clone() });
+                let identities = identities(policy, host, op)?;
+                root.steps.push(Step::Overlay { sources, top, target: target.clone(), identities });
             }
             FsOp::Tmpfs { target, optional: true, .. } if lacks_place(&root.steps, host, target) => {
                 let why = "no such directory in the bound folder of the host".to_owned();
@@ -303,6 +309,33 @@ pub(super) fn build(policy: &Policy, host: &Host, fresh_procfs: bool) -> Result<
     }
     hiding.finish(&mut root.steps);
     Ok(root)
+}
+
+/// Of what an overlay is made of.
+fn identities(policy: &Policy, host: &Host, overlay: &FsOp) -> Result<Option<Vec<Identity>>, PlanError> {
+    let FsOp::Overlay { sources, top, target } = overlay else { return Ok(None) };
+    if policy.bubblewrap.is_some() {
+        return Ok(None);
+    }
+    let top = match top {
+        OverlayTop::Host { upper, work } => vec![upper, work],
+        OverlayTop::Tmpfs | OverlayTop::Nothing => Vec::new(),
+    };
+    let find = |path: &PathBuf| {
+        let found = host.files.find(path).and_then(|found| as_called(policy, path, found));
+        found.map(|found| found.identity).map_err(|cause| PlanError::Source {
+            origin: path.clone(),
+            target: target.clone(),
+            cause,
+        })
+    };
+    sources.iter().chain(top).map(find).collect::<Result<_, _>>().map(Some)
+}
+
+/// The workspace's path has no links: if there is one now, somebody has put it there meanwhile.
+fn as_called(policy: &Policy, path: &Path, found: Found) -> io::Result<Found> {
+    let is_workspace = policy.workspace.as_ref().is_some_and(|workspace| workspace.path == path);
+    if is_workspace && found.path != path { Err(Errno::ELOOP.into()) } else { Ok(found) }
 }
 
 fn proc(policy: &Policy, host: &Host, target: &SandboxPath, fresh: bool) -> Step {
@@ -416,7 +449,8 @@ fn add_bind(
         return Ok(());
     }
     // Links and `..` may lead anywhere. What they lead to decides, and is what is bound.
-    let Found { path: real, identity } = host.files.find(source).map_err(cannot_bind)?;
+    let found = host.files.find(source).and_then(|found| as_called(policy, source, found));
+    let Found { path: real, identity } = found.map_err(cannot_bind)?;
     let from_proc = real.starts_with("/proc");
     if from_proc && !has_landlock(policy, host) {
         return Err(PlanError::HostProc(source.to_path_buf()));

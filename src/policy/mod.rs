@@ -36,8 +36,8 @@ pub struct Policy {
     pub command_enforcement: CommandEnforcement,
     /// Operations on the new root, in order.
     pub fs: Vec<FsOp>,
-    /// Folders of the host's that must be there before: caches, which are made for the caller alone.
-    pub folders: Vec<PathBuf>,
+    /// Caches on the host, which must be there before.
+    pub caches: Vec<Cache>,
     /// The command's environment.
     pub environment: Environment,
     /// Where the command starts.
@@ -93,7 +93,7 @@ impl Policy {
             allowed_commands: Vec::new(),
             command_enforcement: CommandEnforcement::Kernel,
             fs: Vec::new(),
-            folders: Vec::new(),
+            caches: Vec::new(),
             environment: Environment::default(),
             workdir: Workdir::Caller,
             workspace: None,
@@ -315,6 +315,15 @@ pub struct Environment {
     pub unset: BTreeSet<OsString>,
     /// fnmatch patterns of names that are never passed on.
     pub deny: Vec<String>,
+}
+
+/// A folder of the host's that tools keep things in from run to run, the caller's alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cache {
+    /// Where the caller keeps caches.
+    pub base: PathBuf,
+    /// Below that; made by Shannot, and without links.
+    pub below: PathBuf,
 }
 
 /// The folder that a command works on.

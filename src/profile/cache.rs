@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use super::load::Caller;
-use crate::policy::{Access, FsOp, OverlayTop, Policy, SandboxPath};
+use crate::policy::{Access, Cache, FsOp, OverlayTop, Policy, SandboxPath};
 use crate::seccomp::nearest;
 
 /// What each tool keeps, below its home.
@@ -58,7 +58,8 @@ pub(super) fn add(words: &[String], policy: &mut Policy, caller: &Caller) -> Res
             return Err(format!("{name:?} is no cache that is known ({}){hint}", known.join(", ")));
         };
         for path in *below {
-            let source = kept.join("shannot").join(name).join(path);
+            let cache = Cache { base: kept.clone(), below: PathBuf::from("shannot").join(name).join(path) };
+            let source = cache.base.join(&cache.below);
             let target = SandboxPath::new(home.join(path)).map_err(|error| error.to_string())?;
             let bind = |access| FsOp::Bind { source: source.clone(), target: target.clone(), access, optional: false };
             policy.fs.push(match mode {
@@ -68,7 +69,7 @@ pub(super) fn add(words: &[String], policy: &mut Policy, caller: &Caller) -> Res
                     FsOp::Overlay { sources: vec![source.clone()], top: OverlayTop::Tmpfs, target: target.clone() }
                 }
             });
-            policy.folders.push(source);
+            policy.caches.push(cache);
         }
     }
     Ok(())

@@ -2,7 +2,7 @@
 //! what is laid over what is the JSON that was written, so that a key which says nothing changes nothing.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
@@ -119,7 +119,10 @@ fn lay(keys: &mut Map<String, Value>, over: Map<String, Value>) {
     // Two keys that say the same thing in other words: who says the one does not inherit the other.
     let says = |key: &str| over.get(key).is_some_and(|value| !value.is_null());
     for (key, twin) in [("network", "network_isolation"), ("network_isolation", "network")] {
-        if says(key) && !says(twin) {
+        // An isolated network is not less so by being called isolated.
+        let is_as_closed = key == "network_isolation" && over.get(key) == Some(&Value::Bool(true));
+        let is_kept = is_as_closed && keys.get(twin).is_some_and(|network| network != "host");
+        if says(key) && !says(twin) && !is_kept {
             keys.remove(twin);
         }
     }
@@ -127,7 +130,7 @@ fn lay(keys: &mut Map<String, Value>, over: Map<String, Value>) {
         match (keys.get_mut(&key), value) {
             (Some(Value::Array(list)), Value::Array(more)) if key == "binds" => {
                 // One target shows one thing.
-                list.retain(|bind| !more.iter().any(|over| over.get("target") == bind.get("target")));
+                list.retain(|bind| !more.iter().any(|over| target(over) == target(bind)));
                 list.extend(more);
             }
             // Words that belong together: the same one again means something else.
@@ -146,6 +149,11 @@ fn lay(keys: &mut Map<String, Value>, over: Map<String, Value>) {
     }
 }
 
+/// Where a bind is shown: paths are compared, not their spelling.
+fn target(bind: &Value) -> Option<&Path> {
+    bind.get("target").and_then(Value::as_str).map(Path::new)
+}
+
 /// What `remove` names, which must be there. The error names the key.
 fn take_away(keys: &mut Map<String, Value>, remove: &RemoveEntry) -> Result<(), (&'static str, String)> {
     for (key, names) in remove.lists() {
@@ -153,7 +161,8 @@ fn take_away(keys: &mut Map<String, Value>, remove: &RemoveEntry) -> Result<(), 
             let was_there = match keys.get_mut(key) {
                 Some(Value::Array(list)) => {
                     let before = list.len();
-                    let is_it = |item: &Value| item == name || item.get("target").is_some_and(|target| target == name);
+                    let is_it =
+                        |item: &Value| item == name || target(item).is_some_and(|target| target == Path::new(name));
                     list.retain(|item| !is_it(item));
                     list.len() < before
                 }
@@ -236,6 +245,9 @@ mod tests {
         let both = json!({"network": "none", "network_isolation": true});
         assert_eq!(laid(both.clone()), both);
         assert_eq!(laid(json!({"network": null})), both);
+        let mut base = keys(json!({"network": "none"}));
+        lay(&mut base, keys(json!({"network_isolation": true})));
+        assert_eq!(Value::Object(base), json!({"network": "none", "network_isolation": true}));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::document::Document;
@@ -45,7 +46,7 @@ impl Caller {
         let folder = |name| variable(name).map(PathBuf::from).filter(|folder| folder.is_absolute());
         let home = folder("HOME").or_else(home_in_passwd);
         Self {
-            cache: folder("XDG_CACHE_HOME").or_else(|| Some(home.as_ref()?.join(".cache"))),
+            cache: folder("XDG_CACHE_HOME").or_else(|| cache_of(home.as_deref()?)),
             home,
             cwd: std::env::current_dir().ok().filter(|cwd| cwd.is_absolute()),
             profile: variable("SANDBOX_PROFILE").or_else(|| variable("SHANNOT_PROFILE")),
@@ -69,6 +70,13 @@ impl Caller {
         let own = self.home.as_ref().map(|home| home.join(".config/shannot"));
         own.into_iter().chain([PathBuf::from(SYSTEM_FOLDER)]).collect()
     }
+}
+
+/// As root keeps its changes: not where another user could put something in their place.
+fn cache_of(home: &Path) -> Option<PathBuf> {
+    let is_own = || home != "/" && home.metadata().is_ok_and(|metadata| metadata.uid() == 0);
+    let is_root = nix::unistd::geteuid().is_root();
+    Some(if is_root && !is_own() { PathBuf::from("/var/cache") } else { home.join(".cache") })
 }
 
 /// The home directory that /etc/passwd names. passwd(5) is read as text: a static binary has no NSS.

@@ -2,6 +2,7 @@
 //! as it is. What a stranger wrote into the workspace decides nothing: the administrative folder of a worktree is shown only
 //! if it says itself that it belongs to this workspace.
 
+use std::collections::BTreeSet;
 use std::fs::{self, Metadata};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -102,39 +103,42 @@ pub(super) fn workspace(entry: &WorkspaceEntry, caller: &Caller) -> Result<(Work
             vec![FsOp::Overlay { sources, top: OverlayTop::Tmpfs, target }]
         }
     };
-    let mut git = Repository { mode, ops: Vec::new(), guards: Vec::new(), configs: Vec::new() };
-    git.look(&path)?;
+    let mut git = Repository::new(&path, mode);
+    git.look()?;
     ops.extend(git.ops);
-    let (guards, configs) = (git.guards, git.configs);
+    let (guards, configs) = (git.guards, git.configs.into_iter().collect());
     Ok((Workspace { path, overlay: mode == WorkspaceMode::Overlay, guards, configs }, ops))
 }
 
 /// What is found of a repository.
-struct Repository {
+struct Repository<'a> {
+    workspace: &'a Path,
     mode: WorkspaceMode,
     ops: Vec<FsOp>,
     guards: Vec<PathBuf>,
-    configs: Vec<PathBuf>,
+    configs: BTreeSet<PathBuf>,
+    /// Folders that are mount points already.
+    held: BTreeSet<PathBuf>,
 }
 
-impl Repository {
-    fn look(&mut self, workspace: &Path) -> Result<(), String> {
-        let git = workspace.join(GIT);
+impl<'a> Repository<'a> {
+    fn new(workspace: &'a Path, mode: WorkspaceMode) -> Self {
+        Self { workspace, mode, ops: Vec::new(), guards: Vec::new(), configs: BTreeSet::new(), held: BTreeSet::new() }
+    }
+
+    fn look(&mut self) -> Result<(), String> {
+        let git = self.workspace.join(GIT);
         let Some(metadata) = look_at(&git)? else { return Ok(()) };
         if metadata.is_dir() {
-            if self.mode == WorkspaceMode::Rw {
-                // A mount point can't be renamed, nor another repository be put in its place.
-                self.show(&git, Access::ReadWrite)?;
-            }
             return self.guard(&git);
         }
         if !metadata.is_file() {
             return Err(format!("{} is a link: what git would follow it to can't be kept as it is", git.display()));
         }
         self.show(&git, Access::ReadOnly)?;
-        let Some(folder) = link(&git, "gitdir: ").map(|path| workspace.join(path)) else { return Ok(()) };
+        let Some(folder) = link(&git, "gitdir: ").map(|path| self.workspace.join(path)) else { return Ok(()) };
         let Ok(folder) = folder.canonicalize() else { return Ok(()) };
-        if folder.starts_with(workspace) {
+        if folder.starts_with(self.workspace) {
             return self.guard(&folder);
         }
         let belongs = link(&folder.join("gitdir"), "").and_then(|back| folder.join(back).canonicalize().ok());
@@ -147,52 +151,38 @@ impl Repository {
             return Ok(());
         }
         self.show(&common, Access::ReadOnly)?;
-        self.configs.push(common.join("config"));
-        let access = if self.mode == WorkspaceMode::Ro { Access::ReadOnly } else { Access::ReadWrite };
+        for folder in administrative(&common)? {
+            self.add_configs(&folder);
+        }
+        // What changes there is no part of an overlay of the workspace.
+        let access = if self.mode == WorkspaceMode::Rw { Access::ReadWrite } else { Access::ReadOnly };
         self.show(&folder, access)?;
+        self.held.insert(folder.clone());
         self.show(&folder.join("gitdir"), Access::ReadOnly)?;
         self.guard(&folder)
     }
 
     /// What must stay in an administrative folder, and in those of its submodules and worktrees.
     fn guard(&mut self, folder: &Path) -> Result<(), String> {
-        self.guard_one(folder)?;
         let worktrees = folder.join("worktrees");
+        for folder in administrative(folder)? {
+            self.add_configs(&folder);
+            if !folder.starts_with(&worktrees) {
+                self.guard_one(&folder)?;
+            }
+        }
         if is_real(&worktrees)? {
             // Those are elsewhere, and other jobs'.
             self.show(&worktrees, Access::ReadOnly)?;
-        }
-        let mut todo = vec![(folder.join("modules"), 0)];
-        while let Some((folder, depth)) = todo.pop() {
-            if !is_real(&folder)? {
-                continue;
-            }
-            if depth == DEEPEST_MODULE || self.guards.len() > MOST_MODULES {
-                return Err(format!("{}: there are too many submodules", folder.display()));
-            }
-            let mut marks = GUARDED.iter().chain(&["HEAD"]).map(|name| look_at(&folder.join(name)));
-            if marks.try_fold(false, |is_one, mark| mark.map(|mark| is_one || mark.is_some()))? {
-                self.guard_one(&folder)?;
-                todo.push((folder.join("modules"), depth + 1));
-                continue;
-            }
-            // A submodule's name may have slashes in it.
-            let cannot_list = |error| unknown(&folder, &error);
-            for entry in fs::read_dir(&folder).map_err(cannot_list)? {
-                let entry = entry.map_err(cannot_list)?;
-                if !entry.file_type().map_err(cannot_list)?.is_file() {
-                    todo.push((entry.path(), depth + 1));
-                }
-            }
         }
         Ok(())
     }
 
     fn guard_one(&mut self, folder: &Path) -> Result<(), String> {
         if self.mode == WorkspaceMode::Rw {
+            self.hold(folder)?;
             self.guards.push(folder.to_owned());
         }
-        self.configs.push(folder.join("config"));
         for name in GUARDED {
             let path = folder.join(name);
             if look_at(&path)?.is_some_and(|metadata| metadata.is_symlink()) {
@@ -203,12 +193,57 @@ impl Repository {
         Ok(())
     }
 
+    /// A mount point can't be renamed, nor can another folder be put in its place; but one around it can. So it is all folders
+    /// between the workspace, or the administrative folder that is shown, and this one.
+    fn hold(&mut self, folder: &Path) -> Result<(), String> {
+        let is_free = |above: &&Path| *above != self.workspace && !self.held.contains(*above);
+        let above: Vec<PathBuf> = folder.ancestors().take_while(is_free).map(Path::to_owned).collect();
+        for folder in above.into_iter().rev() {
+            self.show(&folder, Access::ReadWrite)?;
+            self.held.insert(folder);
+        }
+        Ok(())
+    }
+
+    fn add_configs(&mut self, folder: &Path) {
+        self.configs.extend(["config", "config.worktree"].map(|name| folder.join(name)));
+    }
+
     fn show(&mut self, path: &Path, access: Access) -> Result<(), String> {
         let target = SandboxPath::new(path).map_err(|error| error.to_string())?;
         // Not there: made before, or nothing.
         self.ops.push(FsOp::Bind { source: path.to_owned(), target, access, optional: true });
         Ok(())
     }
+}
+
+/// An administrative folder, and those of its worktrees and submodules (gitrepository-layout(5), gitsubmodules(7)).
+fn administrative(folder: &Path) -> Result<Vec<PathBuf>, String> {
+    let mut found = vec![folder.to_owned()];
+    let mut todo: Vec<(PathBuf, usize)> = ["worktrees", "modules"].map(|name| (folder.join(name), 0)).into();
+    while let Some((folder, depth)) = todo.pop() {
+        if !is_real(&folder)? {
+            continue;
+        }
+        if depth == DEEPEST_MODULE || found.len() > MOST_MODULES {
+            return Err(format!("{}: there are too many submodules or worktrees", folder.display()));
+        }
+        let mut marks = GUARDED.iter().chain(&["HEAD"]).map(|name| look_at(&folder.join(name)));
+        if marks.try_fold(false, |is_one, mark| mark.map(|mark| is_one || mark.is_some()))? {
+            todo.push((folder.join("modules"), depth + 1));
+            found.push(folder);
+            continue;
+        }
+        // A submodule's name may have slashes in it.
+        let cannot_list = |error| unknown(&folder, &error);
+        for entry in fs::read_dir(&folder).map_err(cannot_list)? {
+            let entry = entry.map_err(cannot_list)?;
+            if !entry.file_type().map_err(cannot_list)?.is_file() {
+                todo.push((entry.path(), depth + 1));
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// A folder, and none that a link leads to.

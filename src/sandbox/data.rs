@@ -121,16 +121,19 @@ impl NewRoot<'_> {
 
     /// Mounts directories of the host over each other. overlayfs takes paths; those of descriptors need no escapes, can't be
     /// changed by anybody, and say nothing of the host in mountinfo.
-    pub(super) fn overlay(
-        &mut self,
-        index: usize,
-        sources: &[PathBuf],
-        top: &OverlayTop,
-        target: &SandboxPath,
-    ) -> Result<(), Fault> {
-        let hold = |path: &Path| {
+    pub(super) fn overlay(&mut self, index: usize, step: &Step) -> Result<(), Fault> {
+        let Step::Overlay { sources, top, target, identities } = step else { return Ok(()) };
+        let mut planned = identities.iter().flatten();
+        let mut hold = |path: &Path| {
             let held = open(path, PATH_ONLY | OFlag::O_DIRECTORY, Mode::empty());
-            held.and_then(|held| self.check_source(&held).map(|_| held)).at_index(Stage::Source, index)
+            let check = |held: OwnedFd| {
+                let found = self.check_source(&held)?;
+                match planned.next() {
+                    Some(planned) if *planned != found => Err(Errno::ESTALE),
+                    _ => Ok(held),
+                }
+            };
+            held.and_then(check).at_index(Stage::Source, index)
         };
         let lower = sources.iter().map(|path| hold(path)).collect::<Result<Vec<_>, _>>()?;
         let upper = match top {

@@ -119,7 +119,7 @@ impl<'a> NewRoot<'a> {
             Step::Bind { .. } => self.bind(index, step, source),
             Step::BindDescriptor { fd, target, attributes } => self.bind_descriptor(index, *fd, target, *attributes),
             Step::Data { .. } => self.data(index, step),
-            Step::Overlay { sources, top, target } => self.overlay(index, sources, top, target),
+            Step::Overlay { .. } => self.overlay(index, step),
             Step::Tmpfs { target, mode, size } => self.tmpfs(index, target, Some(*mode), *size),
             Step::Proc { target, cover } => self.proc(index, target, *cover),
             Step::Dev { target, open, console } => self.devices(index, target, *open, console.as_deref()),

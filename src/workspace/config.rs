@@ -53,25 +53,44 @@ fn without_tokens(config: &str) -> String {
     let mut goes_on = false;
     let mut is_credential = false;
     for line in config.split_inclusive('\n') {
-        let lower = line.trim_start().to_ascii_lowercase();
-        if !goes_on && let Some(section) = lower.strip_prefix('[') {
-            is_credential = section.starts_with("credential");
+        let mut entry = line;
+        if !goes_on && line.trim_start().starts_with('[') {
             // A key may stand behind its section.
-            let (header, rest) = line.split_at(line.find(']').map_or(line.len(), |at| at + 1));
+            let (header, rest) = line.split_at(end_of_header(line));
+            is_credential = header.trim_start().to_ascii_lowercase().starts_with("[credential");
             clean.push_str(header);
-            clean.push_str(&if is_credential { "\n".to_owned() } else { without_userinfo(rest) });
-            continue;
+            entry = rest;
         }
-        let key = lower.split('=').next().unwrap_or_default();
-        let is_secret = goes_on || is_credential || SECRET_KEYS.iter().any(|secret| key.contains(secret));
-        let is_secret = is_secret || key.contains("proxy") && line.contains('@');
+        let key = entry.split('=').next().unwrap_or_default().to_ascii_lowercase();
+        let is_empty = entry.trim().is_empty();
+        let is_secret = goes_on
+            || !is_empty && is_credential
+            || SECRET_KEYS.iter().any(|secret| key.contains(secret))
+            || key.contains("proxy") && entry.contains('@');
         // A backslash at its end goes on with the line.
-        goes_on = is_secret && line.trim_end_matches(['\n', '\r']).ends_with('\\');
+        goes_on = is_secret && entry.trim_end_matches(['\n', '\r']).ends_with('\\');
         if !is_secret {
-            clean.push_str(&without_userinfo(line));
+            clean.push_str(&without_userinfo(entry));
+        } else if entry.len() < line.len() {
+            clean.push('\n');
         }
     }
     clean
+}
+
+/// Behind the bracket that closes it; its name may have one in quotes.
+fn end_of_header(line: &str) -> usize {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    for (at, c) in line.char_indices() {
+        match c {
+            _ if is_escaped => is_escaped = false,
+            '\\' => is_escaped = true,
+            '"' => is_quoted = !is_quoted,
+            ']' if !is_quoted => return at + 1,
+            _ => {}
+        }
+    }
+    line.len()
 }
 
 /// Parts of the names of keys.
@@ -84,10 +103,12 @@ mod tests {
         let config = "[core]\n\tbare = false\n[http \"https://github.com/\"]\n\textraheader = AUTHORIZATION: basic abc\\\n  def\n\
                       [remote \"origin\"]\n\turl = https://gitlab-ci-token:glcbt@gitlab.example.org/a/b.git\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n\
                       [remote \"x\"]\n\turl = git@github.com:a/b.git\n[credential \"https://example.org\"]\n\tusername = me\n\
-                      \thelper = \"!f() { echo password=TOKEN; }; f\"\n[http]\n\tproxy = user:pw@proxy:80\n\tsslVerify = true\n";
+                      \thelper = \"!f() { echo password=TOKEN; }; f\"\n[http]\n\tproxy = user:pw@proxy:80\n\tsslVerify = true\n\
+                      [http \"https://[::1]/\"] extraheader = abc\n[a \"]\"] b = 1\n";
         let clean = "[core]\n\tbare = false\n[http \"https://github.com/\"]\n\
                      [remote \"origin\"]\n\turl = https://gitlab.example.org/a/b.git\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n\
-                     [remote \"x\"]\n\turl = git@github.com:a/b.git\n[credential \"https://example.org\"]\n[http]\n\tsslVerify = true\n";
+                     [remote \"x\"]\n\turl = git@github.com:a/b.git\n[credential \"https://example.org\"]\n[http]\n\tsslVerify = true\n\
+                     [http \"https://[::1]/\"]\n[a \"]\"] b = 1\n";
         assert_eq!(super::without_tokens(config), clean);
         assert_eq!(super::without_tokens(clean), clean);
     }

@@ -16,7 +16,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::{Error, read};
 use crate::host::open_without_links;
-use crate::policy::Policy;
+use crate::policy::{FsOp, Policy};
 use crate::sys;
 
 /// To git this file says what it assumes without it (gitrepository-layout(5)). Runs that need the guards of a folder hold a
@@ -25,8 +25,8 @@ const COMMON: &str = "commondir";
 const ITSELF: &[u8] = b".\n";
 /// The same for a folder of hooks,
 const HOOKS: &str = "hooks";
-/// and for a second configuration, where the first one says that there is one (git-worktree(1)).
-const SECOND: &str = "config.worktree";
+/// and for configurations: the second one is a worktree's (git-worktree(1)).
+const CONFIGS: [&str; 2] = ["config", "config.worktree"];
 
 /// The sticky bit: it means nothing here, and says whose a file is, also after its maker was killed.
 const OURS: libc::mode_t = libc::S_ISVTX;
@@ -42,10 +42,20 @@ pub(super) struct Guards {
 
 impl Guards {
     /// Makes what is missing.
-    pub(super) fn make(policy: &Policy) -> Result<Self, Error> {
-        let folders = policy.workspace.iter().flat_map(|workspace| &workspace.guards);
-        let held = folders.map(|folder| Guard::make(folder).map_err(|errno| Error::new("guard", folder, errno)));
-        Ok(Self { _held: held.collect::<Result<_, _>>()? })
+    pub(super) fn make(policy: &mut Policy) -> Result<Self, Error> {
+        let Some(workspace) = &policy.workspace else { return Ok(Self { _held: Vec::new() }) };
+        let guards = workspace.guards.iter();
+        let held = guards.map(|folder| Guard::make(folder).map_err(|errno| Error::new("guard", folder, errno)));
+        let held = held.collect::<Result<_, _>>()?;
+        let is_guarded = |path: &Path| workspace.guards.iter().any(|guarded| path.starts_with(guarded));
+        for op in &mut policy.fs {
+            match op {
+                // They are there now. If they are not any more, nothing runs.
+                FsOp::Bind { source, optional, .. } if is_guarded(source) => *optional = false,
+                _ => {}
+            }
+        }
+        Ok(Self { _held: held })
     }
 }
 
@@ -66,10 +76,7 @@ impl Guard {
             Ok(()) | Err(Errno::EEXIST) => {}
             Err(errno) => return Err(errno),
         }
-        let config = read(&guard.folder, "config")?.unwrap_or_default().to_ascii_lowercase();
-        if config.contains("worktreeconfig") {
-            create(&guard.folder, SECOND, b"")?;
-        }
+        CONFIGS.iter().try_for_each(|name| create(&guard.folder, name, b""))?;
         Ok(guard)
     }
 }
@@ -88,7 +95,8 @@ impl Drop for Guard {
         };
         let gone = [
             is_ours(HOOKS).map(|_| unlinkat(&self.folder, HOOKS, UnlinkatFlags::RemoveDir)),
-            is_as_made(SECOND, b"").then(|| unlinkat(&self.folder, SECOND, UnlinkatFlags::NoRemoveDir)),
+            is_as_made(CONFIGS[0], b"").then(|| unlinkat(&self.folder, CONFIGS[0], UnlinkatFlags::NoRemoveDir)),
+            is_as_made(CONFIGS[1], b"").then(|| unlinkat(&self.folder, CONFIGS[1], UnlinkatFlags::NoRemoveDir)),
             // Whoever waits for the lock then makes a new one.
             is_as_made(COMMON, ITSELF).then(|| unlinkat(&self.folder, COMMON, UnlinkatFlags::NoRemoveDir)),
         ];
@@ -151,7 +159,7 @@ mod tests {
 
     #[test]
     fn the_last_one_takes_away_what_any_had_made_and_a_killed_one_left() {
-        let folder = repository("[extensions]\n\tworktreeConfig = true\n");
+        let folder = repository("[core]\n");
         let path = folder.path().canonicalize().unwrap();
         let all = ["commondir", "config", "config.worktree", "hooks"];
         for first_ends_first in [true, false] {

@@ -1,13 +1,13 @@
 //! What a run on a workspace needs on the host before its sandbox is made, and takes away again: places in git's folders that
 //! nothing may be put into, git's configuration without tokens, folders of caches.
 
+mod cache;
 mod config;
 mod guard;
 
-use std::fs::{DirBuilder, File};
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -54,21 +54,10 @@ impl Prepared {
     /// # Errors
     /// [`Error`], also where it can't be found out what a configuration holds.
     pub fn new(policy: &mut Policy) -> Result<Self, Error> {
-        make_caches(policy)?;
+        cache::make(policy)?;
         let guards = Guards::make(policy)?;
         Ok(Self { _configs: config::hide_tokens(policy)?, _guards: guards })
     }
-}
-
-/// Not even another user may know what is cached.
-fn make_caches(policy: &Policy) -> Result<(), Error> {
-    policy.folders.iter().try_for_each(|folder| {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-        made.map_err(|source| Error {
-            hint: Some("caches are kept below $XDG_CACHE_HOME, else below ~/.cache: name a folder of yours there"),
-            ..Error::new("make", folder, source)
-        })
-    })
 }
 
 /// Bytes of a text of git's that are read. It has far less.
