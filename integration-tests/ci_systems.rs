@@ -289,6 +289,22 @@ fn reports_say_what_ran_and_how_it_ended() {
         assert_eq!(lines[2], format!("::{token}::"));
         assert!(lines[3].starts_with("::error title=bash (profile ci)::exit code 5"), "{result:?}");
         assert!(fs::read_to_string(out.join("summary.md")).unwrap().contains("exit code 5"));
+        // Nor by the other stream, which the runner reads beside the first: both are one, in order, and whole.
+        let both = "echo 1; echo ::error::2 >&2; head -c 3000000 /dev/zero | tr '\\0' x; echo; (trap '' TERM; sleep 60; echo late) & echo ::3 >&2";
+        let result = run(&["--ci", "github"], both).output().expect_code(0);
+        let lines: Vec<&str> = result.stdout.lines().collect();
+        assert_eq!(
+            (lines[1], lines[2], lines[3].len(), lines[4], &*result.stderr),
+            ("1", "::error::2", 3_000_000, "::3", "")
+        );
+        let thrown = run(&["--ci", "github", "--no-stderr"], "echo 1; echo 2 >&2").output().expect_code(0);
+        assert!(thrown.stdout.contains("\n1\n\n::shannot-"), "{thrown:?}");
+        // Whose reader has gone away ends as without Shannot.
+        let piped = format!("{} run -p ci --ci github -- yes | head -n 3 | wc -l", binary().display());
+        let mut piped =
+            Shannot::through(caller, Path::new("/bin/bash"), ["-c", &piped]).env("HOME", home.to_str().unwrap());
+        piped.command.current_dir(&work);
+        assert_eq!(piped.output().expect_code(0).stdout, "3\n");
         let again = run(&["--ci", "github"], "true").output().expect_code(0);
         assert!(!again.stdout.contains(token) && !again.stdout.contains("::error"), "{again:?}");
         let result = run(&["--ci", "auto"], "echo hi").env("GITLAB_CI", "true").output().expect_code(0);

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, raise};
 
 use super::args::{Common, Format, Options};
 use super::changes::Kept;
-use super::ci::Voice;
+use super::ci::{OneStream, Voice};
 use super::launch;
 use super::output::{self, Complaint, note, visible};
 use super::profiles::unknown_names;
@@ -39,7 +39,7 @@ pub(super) fn run(common: &Common, options: &Options, command: Vec<OsString>) ->
     }
     let started = SystemTime::now();
     let mut known = Known::default();
-    let ran = run_known(common, options, &command, &mut known);
+    let ran = run_known(common, options, &command, voice.as_ref(), &mut known);
     let told = if file.is_some() || voice.is_some() {
         let record = Record::new(&command, &known, started, ran.as_ref().copied());
         // One that fails keeps nobody from the other: a runner waits for what ends the job's output.
@@ -89,11 +89,17 @@ fn dry_run(common: &Common, options: &Options, command: Vec<OsString>, format: F
     }
 }
 
-fn run_known(common: &Common, options: &Options, command: &[OsString], known: &mut Known) -> Result<u8, Complaint> {
+fn run_known(
+    common: &Common,
+    options: &Options,
+    command: &[OsString],
+    voice: Option<&Voice>,
+    known: &mut Known,
+) -> Result<u8, Complaint> {
     let (mut policy, _secrets) = policy(common, options, command, known)?;
     let _prepared = Prepared::new(&mut policy)?;
     let kept = Kept::new(&mut policy, &options.artifact)?;
-    let ran = run_kept(common, options, &policy, known);
+    let ran = run_kept(common, options, &policy, voice, known);
     match kept {
         Some(kept) => kept.finish(ran),
         None => ran,
@@ -109,7 +115,13 @@ fn check_variables(options: &Options, policy: &Policy) -> Result<(), Complaint> 
     }
 }
 
-fn run_kept(common: &Common, options: &Options, policy: &Policy, known: &mut Known) -> Result<u8, Complaint> {
+fn run_kept(
+    common: &Common,
+    options: &Options,
+    policy: &Policy,
+    voice: Option<&Voice>,
+    known: &mut Known,
+) -> Result<u8, Complaint> {
     let plan = known.plan.insert(Plan::new(policy, &launch::host(policy, common.verbose))?);
     if common.verbose {
         if let Some(profile) = &known.profile {
@@ -117,8 +129,16 @@ fn run_kept(common: &Common, options: &Options, policy: &Policy, known: &mut Kno
         }
         say_more(plan, options);
     }
-    let stdio = Stdio { stdin: None, stdout: thrown_away(options.no_stdout)?, stderr: thrown_away(options.no_stderr)? };
-    let outcome = known.outcome.insert(launch::run(policy, plan, &stdio)?);
+    let stream = voice.map(Voice::one_stream).transpose()?.flatten();
+    let output = |thrown: bool| match &stream {
+        Some(stream) if !thrown => OneStream::writer(stream).map(Some),
+        _ => thrown_away(thrown),
+    };
+    let stdio = Stdio { stdin: None, stdout: output(options.no_stdout)?, stderr: output(options.no_stderr)? };
+    let ran = launch::run(policy, plan, &stdio);
+    drop(stdio);
+    stream.map_or(Ok(()), OneStream::finish)?;
+    let outcome = known.outcome.insert(ran?);
     say_of_the_end(outcome, plan, common);
     Ok(outcome.exit_code())
 }

@@ -4,6 +4,7 @@ mod executor;
 mod github;
 mod gitlab;
 mod junit;
+mod stream;
 
 use std::ffi::OsStr;
 
@@ -11,6 +12,7 @@ use super::output::{self, Complaint};
 use super::record::{Record, RecordFile};
 
 pub(super) use executor::{Stage, gitlab as gitlab_executor};
+pub(super) use stream::OneStream;
 
 /// `--ci`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -49,6 +51,11 @@ impl Voice {
             gitlab: system == Some(System::Gitlab),
             junit: junit.map(RecordFile::open).transpose()?,
         }))
+    }
+
+    /// What the command writes to, where the runner takes orders from it.
+    pub(super) fn one_stream(&self) -> Result<Option<OneStream>, Complaint> {
+        self.github.is_some().then(OneStream::start).transpose()
     }
 
     /// Before the command runs.
