@@ -233,6 +233,7 @@ fn place(version: CgroupVersion, folder: &str, has: &[Controller]) -> CgroupPlac
         can_enable: Vec::new(),
         limits_swap: has.contains(&Controller::Memory).then_some(true),
         ceiling: Ceiling::default(),
+        limits_sockets: true,
     }
 }
 
@@ -308,7 +309,12 @@ fn version_1_holds_each_limit_in_its_own_hierarchy() {
     ];
     host.cgroups = Some(Cgroups { name: NAME.into(), places, swap: true, refused: Vec::new() });
     let plan = limited("minimal", &host, all_limits(), &[]).unwrap();
-    let memory = ["memory.limit_in_bytes 67108864", "memory.memsw.limit_in_bytes 67108864", "memory.oom_control? 0"];
+    let memory = [
+        "memory.limit_in_bytes 67108864",
+        "memory.memsw.limit_in_bytes 67108864",
+        "memory.oom_control? 0",
+        "memory.kmem.tcp.limit_in_bytes 67108864",
+    ];
     assert_eq!(
         settings(&plan),
         [
@@ -328,6 +334,12 @@ fn version_1_holds_each_limit_in_its_own_hierarchy() {
     let plan = limited("minimal", &host, all_limits(), &[]).unwrap();
     assert!(by(&plan, Layer::LimitMemory).starts_with("partial (without swap"), "{plan}");
     assert!(settings(&plan)[0].1.iter().all(|line| !line.contains("memsw")));
+    // Nor are buffers of sockets where the kernel has no limit for them.
+    let memory = &mut host.cgroups.as_mut().unwrap().places[1];
+    (memory.limits_swap, memory.limits_sockets) = (Some(true), false);
+    let plan = limited("minimal", &host, all_limits(), &[]).unwrap();
+    assert!(by(&plan, Layer::LimitMemory).starts_with("partial (without buffers of sockets"), "{plan}");
+    assert!(settings(&plan)[0].1.iter().all(|line| !line.contains("kmem")));
 }
 
 #[test]

@@ -148,6 +148,10 @@ fn cgroup(place: &CgroupPlace, wanted: Wanted, cgroups: &Cgroups, held: &mut Hel
     let mut settings = Vec::new();
     if let Some(bytes) = set.memory {
         settings.extend(memory(place.version, bytes, cgroups.swap));
+        if place.version == CgroupVersion::V1 && place.limits_sockets {
+            // Counted apart, whatever the protocol.
+            settings.push(setting("memory.kmem.tcp.limit_in_bytes", bytes));
+        }
     }
     if let Some(pids) = set.pids {
         let most = if pids > MOST_PIDS { "max".to_owned() } else { pids.to_string() };
@@ -160,7 +164,7 @@ fn cgroup(place: &CgroupPlace, wanted: Wanted, cgroups: &Cgroups, held: &mut Hel
         settings.retain(|setting| !is_swap(setting));
     }
     for controller in wanted.only(&given).controllers() {
-        held.push((controller, enforcement(place.version, controller, &settings, swaps_freely)));
+        held.push((controller, enforcement(place, controller, &settings, swaps_freely)));
     }
     let enable = set.controllers().into_iter().filter(|controller| place.can_enable.contains(controller)).collect();
     CgroupPlan { version: place.version, path: place.folder.join(&cgroups.name), enable, settings }
@@ -208,15 +212,18 @@ fn cpu(version: CgroupVersion, thousandths: u32) -> Vec<CgroupSetting> {
 }
 
 fn enforcement(
-    version: CgroupVersion,
+    place: &CgroupPlace,
     controller: Controller,
     settings: &[CgroupSetting],
     swaps_freely: bool,
 ) -> Enforcement {
+    if controller == Controller::Memory && !place.limits_sockets {
+        return partial("buffers of sockets: this kernel counts them for no cgroup of version 1");
+    }
     if controller == Controller::Memory && swaps_freely {
         return partial("swap: the kernel does not account it (swapaccount=1), and the cgroup limits memory alone");
     }
-    let name = match version {
+    let name = match place.version {
         CgroupVersion::V1 => "cgroup v1",
         CgroupVersion::V2 => "cgroup v2",
     };

@@ -86,6 +86,8 @@ pub struct CgroupPlace {
     pub limits_swap: Option<bool>,
     /// What a child must not be out of.
     pub ceiling: Ceiling,
+    /// Buffers of sockets are memory like any other (version 2), or have a limit of their own (version 1, with CONFIG_MEMCG_KMEM).
+    pub limits_sockets: bool,
 }
 
 impl CgroupPlace {
@@ -177,15 +179,17 @@ impl Cgroups {
         }
         let look = |child: &Path| {
             let has_no_cpus = text(child, "cpuset.cpus").is_some_and(|cpus| cpus.is_empty());
-            (child.join("memory.memsw.limit_in_bytes").exists(), has_no_cpus)
+            let has = |file| child.join(file).exists();
+            (has("memory.memsw.limit_in_bytes"), has("memory.kmem.tcp.limit_in_bytes"), has_no_cpus)
         };
         match self.try_child(&hierarchy.own, look) {
             // Nobody can join it (cpuset(7)).
-            Ok((_, true)) => {
+            Ok((.., true)) => {
                 let cause = format!("cgroup {} gives its children no CPUs (cpuset)", hierarchy.own.display());
                 self.refuse(has, Cause { cause, cure: None });
             }
-            Ok((swap, false)) => self.places.push(CgroupPlace {
+            Ok((swap, limits_sockets, false)) => self.places.push(CgroupPlace {
+                limits_sockets,
                 version: CgroupVersion::V1,
                 folder: hierarchy.own.clone(),
                 limits_swap: Some(swap),
@@ -273,7 +277,15 @@ impl Cgroups {
         }
         let swap = self.try_child(folder, |child| child.join("memory.swap.max").exists()).map_err(refuse)?;
         let limits_swap = has.contains(&Controller::Memory).then_some(swap);
-        Ok(CgroupPlace { version: CgroupVersion::V2, folder: folder.to_owned(), has, can_enable, limits_swap, ceiling })
+        Ok(CgroupPlace {
+            version: CgroupVersion::V2,
+            folder: folder.to_owned(),
+            has,
+            can_enable,
+            limits_swap,
+            ceiling,
+            limits_sockets: true,
+        })
     }
 
     /// Makes a child, looks at it, and removes it.
