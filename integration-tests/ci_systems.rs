@@ -232,6 +232,28 @@ fn variables_of_build_tools_are_passed_on_and_their_credentials_are_not() {
 }
 
 #[test]
+fn a_script_beside_the_workspace_is_shown_however_it_is_named() {
+    for caller in callers() {
+        let scratch = Scratch::new();
+        let (home, work) = workspace(&scratch, caller);
+        let beside = scratch.folder("beside", caller);
+        let script = beside.join("script.sh");
+        fs::write(&script, "echo ran; ls -A $(dirname $0); echo x >> $0").unwrap();
+        fs::write(beside.join("other"), "").unwrap();
+        own(&script, caller);
+        symlink(&beside, scratch.path().join("link")).unwrap();
+        let sh = shell(&scratch, "shannot-sh");
+        let linked = scratch.path().join("link/script.sh");
+        for name in [script.to_str().unwrap(), "../../beside/script.sh", linked.to_str().unwrap()] {
+            let mut run = Shannot::through(caller, &sh, ["-e", name]);
+            run.command.current_dir(&work).env("HOME", &home);
+            let result = run.output().expect_stderr("Read-only file system");
+            assert_eq!(result.stdout, "ran\nscript.sh\n", "{name}: {result:?}");
+        }
+    }
+}
+
+#[test]
 fn called_by_a_shells_name_it_is_that_shell() {
     for caller in callers() {
         let scratch = Scratch::new();

@@ -3,7 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{self, Path, PathBuf};
+use std::path::{self, Component, Path, PathBuf};
 
 use super::args::{Common, Options};
 use super::output::{Complaint, ErrorFormat};
@@ -114,7 +114,7 @@ pub(super) fn show_script(policy: &mut Policy) {
     let Some((word, arguments)) = policy.command.split_first() else { return };
     let name = Path::new(word).file_name().and_then(OsStr::to_str);
     let Some(script) = script(arguments).filter(|_| name.is_some_and(|name| SHELLS.contains(&name))) else { return };
-    let Ok(path) = path::absolute(script) else { return };
+    let Some(path) = script_path(script) else { return };
     let is_file = path.metadata().is_ok_and(|metadata| metadata.is_file());
     if path.starts_with(&workspace.path) || !is_file {
         return;
@@ -122,6 +122,15 @@ pub(super) fn show_script(policy: &mut Policy) {
     if let Ok(target) = SandboxPath::new(&path) {
         policy.fs.push(FsOp::Bind { source: path, target, access: Access::ReadOnly, optional: true });
     }
+}
+
+/// Its absolute path, with the name that the shell will look for: `..` leads up from where the current directory really is.
+fn script_path(script: &OsStr) -> Option<PathBuf> {
+    let path = path::absolute(script).ok()?;
+    if !path.components().any(|part| part == Component::ParentDir) {
+        return Some(path);
+    }
+    Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?))
 }
 
 /// The operand that is a script: the first one, unless the command is in the arguments or on stdin.
