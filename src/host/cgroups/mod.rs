@@ -10,6 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::sys::statvfs::{FsFlags, statvfs};
 use serde::Serialize;
 
 use super::{Cause, mountinfo, survey};
@@ -204,7 +205,7 @@ impl Cgroups {
             }),
             Err(errno) => {
                 let cause = match errno {
-                    Errno::EROFS => read_only(),
+                    _ if is_read_only(&hierarchy.own) => read_only(),
                     Errno::EACCES | Errno::EPERM => {
                         Cause { cause: "cgroups of version 1 belong to root".to_owned(), cure: None }
                     }
@@ -243,7 +244,7 @@ impl Cgroups {
 
     fn place_v2(&self, folder: &Path, wanted: &[Controller], ceiling: Ceiling) -> Result<CgroupPlace, Cause> {
         let refuse = |errno| match errno {
-            Errno::EROFS => read_only(),
+            _ if is_read_only(folder) => read_only(),
             Errno::EACCES | Errno::EPERM => Cause::new(
                 format!("cgroup {} belongs to others", folder.display()),
                 "systemd-run --user --scope -p Delegate=yes shannot …",
@@ -312,6 +313,11 @@ impl Ceiling {
             cpus: least(self.cpus, other.cpus),
         }
     }
+}
+
+/// Asked of the mount: who may not write anyway gets EACCES before EROFS (fs/namei.c, may_open).
+fn is_read_only(folder: &Path) -> bool {
+    statvfs(folder).is_ok_and(|found| found.flags().contains(FsFlags::ST_RDONLY))
 }
 
 fn read_only() -> Cause {
