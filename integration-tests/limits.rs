@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use shannot::host::{CgroupVersion, Controller, Host};
 
@@ -335,7 +336,30 @@ fn the_next_run_sweeps_what_a_killed_supervisor_left() {
 }
 
 fn members(group: &Path) -> String {
-    fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default()
+    ["cgroup.procs", "run/cgroup.procs"].map(|file| fs::read_to_string(group.join(file)).unwrap_or_default()).concat()
+}
+
+/// As the service manager does that a parent belongs to, when the needs of its own units change.
+#[test]
+fn nobody_takes_the_controllers_of_a_run_away() {
+    for place in delegated() {
+        for backend in place.backends.iter().copied() {
+            let options = ["--backend", backend, "--memory", "64M", "--pids", "20", "--cpus", "0.5"];
+            let mut run = place.run(&options, "sleep 600");
+            let mut child = run.command.stdin(Stdio::null()).spawn().unwrap();
+            wait_until(|| place.left().iter().any(|group| !members(group).is_empty()));
+            let controls = place.folders.iter().map(|folder| folder.join("cgroup.subtree_control"));
+            for control in controls.filter(|control| control.exists()) {
+                for controller in ["-memory", "-pids", "-cpu"] {
+                    let refused = fs::write(&control, controller).map_err(|error| error.kind());
+                    assert_eq!(refused, Err(std::io::ErrorKind::ResourceBusy), "{controller}");
+                }
+            }
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
+            child.wait().unwrap();
+            wait_until(|| place.left().is_empty());
+        }
+    }
 }
 
 #[track_caller]
@@ -433,15 +457,8 @@ fn no_failing_call_leaves_a_limit_out() {
                     let run =
                         place.through(&timeout).args(["-s", "KILL", "60"]).args([&strace]).args(["-f", "-qq", "-o"]);
                     let run = run.args([&trace]).args(["-e", &format!("trace={call}"), "-e", &inject]).args([binary()]);
-                    let run = run.args([Path::new("-p"), &profile]).args([
-                        "run",
-                        "--backend",
-                        backend,
-                        "--memory",
-                        "64M",
-                        "--pids",
-                        "20",
-                    ]);
+                    let options = ["run", "--backend", backend, "--memory", "64M", "--pids", "20"];
+                    let run = run.args([Path::new("-p"), &profile]).args(options);
                     // Without the namespace there would be another rung.
                     let run = run.args(["--require", "limits.memory", "--require", "limits.pids"]);
                     let result = run.args(["python3", "-c", FORKS]).output();

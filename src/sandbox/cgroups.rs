@@ -2,6 +2,10 @@
 //! after the end. The supervisor stays outside. It holds a lock on each while it lives; those of this name that nobody holds
 //! are left from supervisors that were killed, and go when the next one is made in the same place.
 //!
+//! Of version 2 the limits are on one and the processes in a child of it, which has the same controllers: the parent of both may
+//! be a service manager's, who turns off what none of its own units asks for, and with a controller goes its limit. The kernel
+//! refuses that as long as a child gives the controller on (kernel/cgroup/cgroup.c, cgroup_subtree_control_write).
+//!
 //! Whether a process may join is asked of who opened `cgroup.procs` (kernel/cgroup/cgroup.c, cgroup_procs_write), so that init
 //! can do so from a user namespace.
 
@@ -17,7 +21,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
-use nix::sys::stat::{Mode, fstat, lstat};
+use nix::sys::stat::{Mode, fstat, lstat, mkdirat};
 use nix::unistd::{Pid, geteuid, write};
 
 use super::failure::{At, Fault, Stage};
@@ -31,13 +35,17 @@ use crate::sys;
 const TRIES: u32 = 400;
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// The child that the processes are in.
+const INNER: &str = "run";
+
 /// One of them, made.
 #[derive(Debug)]
 struct Group<'a> {
     plan: &'a CgroupPlan,
     /// Locked, which says that it is in use.
     folder: OwnedFd,
-    procs: OwnedFd,
+    /// What init joins by, once it is limited.
+    procs: Option<OwnedFd>,
 }
 
 /// All of a run.
@@ -62,7 +70,7 @@ impl<'a> Groups<'a> {
             let group = Group::make(cgroup).at_index(Stage::Cgroup, index)?;
             // From here on it is removed with the others.
             groups.made.push(group);
-            let Some(group) = groups.made.last() else { continue };
+            let Some(group) = groups.made.last_mut() else { continue };
             for (number, setting) in cgroup.settings.iter().enumerate() {
                 match group.write(setting.file, &setting.value) {
                     Err(Errno::ENOENT) if setting.optional => {}
@@ -70,6 +78,10 @@ impl<'a> Groups<'a> {
                 }
             }
             settings += cgroup.settings.len();
+            if cgroup.version == CgroupVersion::V2 {
+                group.hold_controllers().at_index(Stage::CgroupController, index)?;
+            }
+            group.procs = Some(group.open_procs().at_index(Stage::Cgroup, index)?);
         }
         Ok(groups)
     }
@@ -84,7 +96,8 @@ impl<'a> Groups<'a> {
     pub(super) fn join(&self) -> Result<(), Fault> {
         for (index, group) in self.made.iter().enumerate() {
             // Who writes it is meant, whatever number it has elsewhere.
-            write_all(&group.procs, "0").at_index(Stage::CgroupJoin, index)?;
+            let joined = group.procs.as_ref().map_or(Err(Errno::EBADF), |procs| write_all(procs, "0"));
+            joined.at_index(Stage::CgroupJoin, index)?;
         }
         if self.plan.namespaces.cgroup && !self.made.is_empty() {
             unshare(CloneFlags::CLONE_NEWCGROUP).at(Stage::CgroupNamespace)?;
@@ -150,10 +163,7 @@ impl<'a> Group<'a> {
     }
 
     fn hold(plan: &'a CgroupPlan) -> nix::Result<Self> {
-        let held = lock(&plan.path).and_then(|folder| {
-            let procs = openat(&folder, "cgroup.procs", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-            Ok(Self { plan, folder, procs })
-        });
+        let held = lock(&plan.path).map(|folder| Self { plan, folder, procs: None });
         held.inspect_err(|errno| {
             // It is not made again, so that it goes without a lock.
             if !matches!(*errno, Errno::ENOENT | Errno::ENODEV | Errno::EWOULDBLOCK)
@@ -165,8 +175,30 @@ impl<'a> Group<'a> {
     }
 
     fn write(&self, file: &str, value: &str) -> nix::Result<()> {
-        let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-        write_all(&openat(&self.folder, file, flags, Mode::empty())?, value)
+        write_all(&self.open(file)?, value)
+    }
+
+    fn open(&self, file: &str) -> nix::Result<OwnedFd> {
+        openat(&self.folder, file, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())
+    }
+
+    /// Gives on what it has limits by, so that nobody takes it away.
+    fn hold_controllers(&self) -> nix::Result<()> {
+        mkdirat(&self.folder, INNER, Mode::from_bits_truncate(0o700))?;
+        let has = |controller: &Controller| {
+            self.plan.settings.iter().any(|setting| setting.file.starts_with(&format!("{}.", controller.name())))
+        };
+        for controller in Controller::ALL.into_iter().filter(has) {
+            self.write("cgroup.subtree_control", &format!("+{}", controller.name()))?;
+        }
+        Ok(())
+    }
+
+    fn open_procs(&self) -> nix::Result<OwnedFd> {
+        match self.plan.version {
+            CgroupVersion::V1 => self.open("cgroup.procs"),
+            CgroupVersion::V2 => self.open(&format!("{INNER}/cgroup.procs")),
+        }
     }
 }
 
@@ -213,7 +245,11 @@ fn sweep(parent: &Path) {
 /// Only an empty one can be removed; who is dying is in it for a while yet.
 fn remove(path: &Path, folder: &OwnedFd, tries: u32) -> bool {
     for _ in 0..tries {
-        match fs::remove_dir(path).map_err(|error| sys::errno_of(&error)) {
+        let inner = match fs::remove_dir(path.join(INNER)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+        match inner.and_then(|()| fs::remove_dir(path)).map_err(|error| sys::errno_of(&error)) {
             Ok(()) | Err(Errno::ENOENT) => return true,
             Err(Errno::EBUSY) => {}
             Err(_) => return false,
@@ -234,9 +270,18 @@ fn end_all(folder: &OwnedFd) -> nix::Result<()> {
         Err(Errno::ENOENT) => {}
         Err(errno) => return Err(errno),
     }
-    let members = || {
-        let file = openat(folder, "cgroup.procs", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-        io::read_to_string(File::from(file)).map_err(|error| sys::errno_of(&error))
+    let members = || -> nix::Result<String> {
+        let mut members = String::new();
+        for file in ["cgroup.procs".to_owned(), format!("{INNER}/cgroup.procs")] {
+            match openat(folder, file.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()) {
+                Err(Errno::ENOENT) => {}
+                opened => {
+                    let text = io::read_to_string(File::from(opened?)).map_err(|error| sys::errno_of(&error))?;
+                    members.push_str(&text);
+                }
+            }
+        }
+        Ok(members)
     };
     for line in members()?.lines() {
         // 0 is one that has no number here.
@@ -259,7 +304,12 @@ fn end_all(folder: &OwnedFd) -> nix::Result<()> {
 fn count(path: &Path, version: CgroupVersion) -> Counted {
     let text = |file: &str| fs::read_to_string(path.join(file)).unwrap_or_default();
     let number = |file: &str| text(file).trim().parse::<u64>().ok();
-    let pids = (number("pids.peak"), keyed(&text("pids.events"), "max"));
+    // Before Linux 6.11 it is counted where the process is, since then where the limit is.
+    let refused = [path.to_owned(), path.join(INNER)].map(|folder| {
+        let text = fs::read_to_string(folder.join("pids.events")).unwrap_or_default();
+        keyed(&text, "max")
+    });
+    let pids = (number("pids.peak"), refused.into_iter().flatten().max());
     let (memory_peak_bytes, oom_kills, nanoseconds) = match version {
         CgroupVersion::V2 => (
             number("memory.peak"),
