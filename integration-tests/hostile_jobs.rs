@@ -43,6 +43,41 @@ fn who_ignores_the_end_of_time_is_killed_with_all_that_left_it() {
 }
 
 #[test]
+fn buffers_of_sockets_are_memory_of_the_job_too() {
+    if !is_root() || tool("python3").is_none() {
+        return;
+    }
+    // Pages of the whole machine that UDP has, in a namespace of its own too (proc(5), /proc/net/sockstat).
+    let script = r#"
+cat > /tmp/fill.py <<'END'
+import re, socket
+def pages():
+    return int(re.search(r"UDP: .* mem (\d+)", open("/proc/net/sockstat").read())[1])
+before, kept = pages(), []
+for _ in range(40):
+    receiver, sender = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+    receiver.bind(("127.0.0.1", 0))
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
+    kept += [receiver, sender]
+    for _ in range(100):
+        try:
+            sender.sendto(b"x" * 60000, receiver.getsockname())
+        except OSError:
+            pass
+print((pages() - before) * 4096 >> 20)
+END
+exec python3 /tmp/fill.py"#;
+    let free = job(Caller::Own, &[], script).0.expect_code(0);
+    let (result, report, _) = job(Caller::Own, &["--memory", "32M"], script);
+    let limit = &report["effective"]["limits.memory"];
+    if limit["state"] == "full" {
+        let mib = |text: &str| text.trim().parse::<u64>().unwrap_or(0);
+        // Under version 2 the job is killed, under version 1 what is sent is lost.
+        assert!(mib(&free.stdout) > 64 && mib(&result.stdout) <= 40, "{free:?} {result:?} {report:#}");
+    }
+}
+
+#[test]
 fn an_orphan_that_holds_the_output_open_does_not_hold_the_job_open() {
     for caller in callers() {
         let mark = mark(10 + caller as u32);
