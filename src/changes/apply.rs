@@ -267,7 +267,7 @@ fn link(tree: &mut Tree, path: &Path, identity: (u64, u64), folder: BorrowedFd<'
 }
 
 /// renameat2(2), RENAME_NOREPLACE, where the file system has it.
-fn rename_to_new(folder: BorrowedFd<'_>, name: &OsStr, new: &OsStr) -> nix::Result<()> {
+pub(super) fn rename_to_new(folder: BorrowedFd<'_>, name: &OsStr, new: &OsStr) -> nix::Result<()> {
     match renameat2(folder, name, folder, new, RenameFlags::RENAME_NOREPLACE) {
         Err(Errno::EINVAL | Errno::ENOSYS) => renameat(folder, name, folder, new),
         result => result,

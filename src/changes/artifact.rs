@@ -1,4 +1,5 @@
-//! Copies one path out of what the command saw: the upper directory over the workspace.
+//! Copies one path out of what the command saw: the upper directory over the workspace. Like what apply makes, an artifact is
+//! copied under a name of Shannot's own and renamed when it is whole.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -11,13 +12,16 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{Mode, fchmod, futimens, mkdirat};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
+use nix::unistd::symlinkat;
 
+use super::apply::rename_to_new;
 use super::change::Node;
 use super::content;
 use super::error::{Error, at, at_errno};
-use super::tree::{FOLDER, LONGEST, Meta, Tree, length};
+use super::remove::remove;
+use super::tree::{FOLDER, LONGEST, Meta, Tree, length, meta_at};
 use super::upper::{FolderMarks, Upper};
+use crate::sys;
 
 /// Something of an artifact that was not copied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +48,18 @@ struct Entry {
     in_upper: bool,
     /// Of a folder.
     folder: Option<Seen>,
+}
+
+/// What is to be copied.
+struct Wanted {
+    /// The folders that it lies in, with the permissions that the command saw.
+    around: Vec<(OsString, u32)>,
+    what: Artifact,
+}
+
+enum Artifact {
+    File(Entry),
+    Folder(Seen),
 }
 
 struct Merged<'a> {
@@ -106,39 +122,49 @@ impl Merged<'_> {
         if entry.in_upper { &mut self.upper.tree } else { self.workspace }
     }
 
-    /// Copies what is no folder. What is left out is said.
-    fn copy(
-        &mut self,
-        entry: &Entry,
-        path: &Path,
-        to: BorrowedFd<'_>,
-        name: &OsStr,
-        depth: usize,
-    ) -> io::Result<Option<String>> {
-        match entry.meta.node {
-            Node::File => {
-                let from = self.tree(entry).file(path)?;
-                let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-                let file = File::from(openat(to, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
-                if let Err(error) = content::copy(&from, &file) {
-                    // Half a file is worse than none.
-                    unlinkat(to, name, UnlinkatFlags::NoRemoveDir)?;
-                    return Err(error);
+    fn find(&mut self, path: &Path) -> Result<Wanted, Error> {
+        let none = || Error::NoArtifact(path.to_owned());
+        let mut folder = self.root()?;
+        let mut around = Vec::new();
+        let mut names = path.iter().peekable();
+        while let Some(name) = names.next() {
+            let found = self.entry(&folder, name)?.ok_or_else(none)?;
+            folder = match (&found.folder, names.peek()) {
+                (Some(seen), next) => {
+                    around.extend(next.map(|_| (name.to_owned(), found.meta.mode)));
+                    seen.clone()
                 }
-                let (seconds, nanoseconds) = entry.meta.mtime;
-                futimens(&file, &TimeSpec::UTIME_NOW, &TimeSpec::new(seconds, nanoseconds))?;
-                fchmod(&file, Mode::from_bits_truncate(entry.meta.mode & 0o777))?;
-            }
-            Node::Link => {
-                let text = self.tree(entry).link(path)?;
-                if leads_out(Path::new(&text), depth) {
-                    return Ok(Some("a symbolic link that leads out".to_owned()));
-                }
-                symlinkat(text.as_os_str(), to, name)?;
-            }
-            node => return Ok(Some(format!("a {}", node.name()))),
+                (None, Some(_)) => return Err(none()),
+                (None, None) => return Ok(Wanted { around, what: Artifact::File(found) }),
+            };
         }
-        Ok(None)
+        Ok(Wanted { around, what: Artifact::Folder(folder) })
+    }
+
+    /// Why what is no folder is left out, if it is.
+    fn obstacle(&mut self, entry: &Entry, path: &Path, depth: usize) -> io::Result<Option<String>> {
+        match entry.meta.node {
+            Node::Link if leads_out(Path::new(&self.tree(entry).link(path)?), depth) => {
+                Ok(Some("a symbolic link that leads out".to_owned()))
+            }
+            Node::File | Node::Link => Ok(None),
+            node => Ok(Some(format!("a {}", node.name()))),
+        }
+    }
+
+    /// Copies a file or a link.
+    fn copy(&mut self, entry: &Entry, path: &Path, to: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        if entry.meta.node == Node::Link {
+            let text = self.tree(entry).link(path)?;
+            return Ok(symlinkat(text.as_os_str(), to, name)?);
+        }
+        let from = self.tree(entry).file(path)?;
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = File::from(openat(to, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
+        content::copy(&from, &file)?;
+        let (seconds, nanoseconds) = entry.meta.mtime;
+        futimens(&file, &TimeSpec::UTIME_NOW, &TimeSpec::new(seconds, nanoseconds))?;
+        Ok(fchmod(&file, Mode::from_bits_truncate(entry.meta.mode & 0o777))?)
     }
 }
 
@@ -159,48 +185,87 @@ fn leads_out(text: &Path, depth: usize) -> bool {
     up > depth
 }
 
+/// Without a destination: to the same path in the workspace. `own`: the name of what is not finished.
 pub(super) fn copy(
     upper: &mut Upper,
     workspace: &mut Tree,
+    own: &OsStr,
     path: &Path,
-    destination: &Path,
+    destination: Option<&Path>,
 ) -> Result<Vec<LeftOut>, Error> {
     let mut merged = Merged { upper, workspace };
-    let mut folder = merged.root()?;
-    let mut entry = None;
-    let mut names = path.iter().peekable();
-    while let Some(name) = names.next() {
-        let none = || Error::NoArtifact(path.to_owned());
-        let found = merged.entry(&folder, name)?.ok_or_else(none)?;
-        if names.peek().is_some() {
-            folder = found.folder.ok_or_else(none)?;
-        } else if let Some(last) = &found.folder {
-            folder = last.clone();
-            entry = None;
-        } else {
-            entry = Some(found);
+    let wanted = merged.find(path)?;
+    let shown = destination.unwrap_or(path);
+    let write = at_errno("write", shown);
+    if let Artifact::File(entry) = &wanted.what {
+        // Where it comes to lie: elsewhere, what it leads up to is not the workspace's.
+        let depth = if destination.is_some() { 0 } else { wanted.around.len() };
+        if let Some(why) = merged.obstacle(entry, path, depth).map_err(at("copy", path))? {
+            return Ok(vec![LeftOut { path: path.to_owned(), why }]);
         }
     }
-    let (parent, name) = place(destination)?;
-    let write = at("write", destination);
-    if let Some(entry) = entry {
-        let depth = path.iter().count().saturating_sub(1);
-        let left = merged.copy(&entry, path, parent.as_fd(), &name, depth).map_err(write)?;
-        return Ok(left.map(|why| LeftOut { path: path.to_owned(), why }).into_iter().collect());
+    let name = shown.file_name().ok_or_else(|| Error::Exists(shown.to_owned()))?;
+    let parent = match destination {
+        Some(typed) => open_parent(typed).map_err(&write)?,
+        None => make_around(merged.workspace, &wanted.around)?,
+    };
+    match meta_at(&parent, name) {
+        Err(Errno::ENOENT) => {}
+        Err(errno) => return Err(write(errno)),
+        Ok(_) => return Err(Error::Exists(shown.to_owned())),
     }
-    mkdirat(&parent, name.as_os_str(), Mode::S_IRWXU).map_err(|errno| write(errno.into()))?;
-    let top = openat(&parent, name.as_os_str(), OFlag::O_PATH | FOLDER, Mode::empty());
-    let top = top.and_then(Tree::new).map_err(|errno| write(errno.into()))?;
-    copy_folder(&mut merged, folder, top)
+    remove(&parent, own).map_err(&write)?;
+    let copied = match wanted.what {
+        Artifact::File(entry) => {
+            merged.copy(&entry, path, parent.as_fd(), own).map(|()| Vec::new()).map_err(at("write", shown))
+        }
+        Artifact::Folder(seen) => {
+            make_top(&parent, own).map_err(&write).and_then(|top| copy_folder(&mut merged, seen, top))
+        }
+    };
+    let put = copied.and_then(|left| match rename_to_new(parent.as_fd(), own, name) {
+        Ok(()) => Ok(left),
+        Err(Errno::EEXIST) => Err(Error::Exists(shown.to_owned())),
+        Err(errno) => Err(write(errno)),
+    });
+    if put.is_err() && remove(&parent, own).is_err() {
+        // It is not called what was asked for, and is in nobody's way; why it failed says more.
+    }
+    put
 }
 
-/// The folder that it is to lie in, and its name there.
-fn place(destination: &Path) -> Result<(OwnedFd, OsString), Error> {
-    let refused = at_errno("write", destination);
-    let name = destination.file_name().ok_or_else(|| refused(Errno::EEXIST))?;
-    let parent = destination.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let parent = open(parent, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
-    Ok((parent.map_err(refused)?, name.to_owned()))
+/// The folder that a path lies in which the caller has typed: links are followed.
+fn open_parent(path: &Path) -> nix::Result<OwnedFd> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    open(parent, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+/// The folder of the workspace that lies so deep, made where the command alone has it. Whoever wrote the workspace may have
+/// put a link in the place of each: none is followed.
+fn make_around(workspace: &Tree, around: &[(OsString, u32)]) -> Result<OwnedFd, Error> {
+    let clone = |folder: BorrowedFd<'_>| folder.try_clone_to_owned().map_err(|error| sys::errno_of(&error));
+    let open = at_errno("open", Path::new(""));
+    let mut tree = clone(workspace.root()).and_then(Tree::new).map_err(open)?;
+    let mut path = PathBuf::new();
+    for (name, mode) in around {
+        // The umask is the caller's word on what is made here.
+        let mode = Mode::from_bits_truncate(mode & 0o777) | Mode::S_IRWXU;
+        let made = tree.folder(&path).and_then(|folder| mkdirat(folder, name.as_os_str(), mode));
+        path.push(name);
+        match made.or_else(|errno| if errno == Errno::EEXIST { Ok(()) } else { Err(errno) }) {
+            Ok(()) => match tree.folder(&path).map(drop) {
+                Err(Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV) => return Err(Error::NoFolder(path)),
+                opened => opened.map_err(at_errno("open", &path))?,
+            },
+            Err(errno) => return Err(at_errno("make", &path)(errno)),
+        }
+    }
+    tree.folder(&path).and_then(clone).map_err(at_errno("open", &path))
+}
+
+fn make_top(parent: impl AsFd, name: &OsStr) -> nix::Result<Tree> {
+    mkdirat(&parent, name, Mode::S_IRWXU)?;
+    Tree::new(openat(parent, name, OFlag::O_PATH | FOLDER, Mode::empty())?)
 }
 
 fn copy_folder(merged: &mut Merged<'_>, top: Seen, mut to: Tree) -> Result<Vec<LeftOut>, Error> {
@@ -233,8 +298,10 @@ fn copy_folder(merged: &mut Merged<'_>, top: Seen, mut to: Tree) -> Result<Vec<L
                 mkdirat(held, name.as_os_str(), Mode::S_IRWXU).map_err(|errno| write(errno.into()))?;
                 folders.push((relative.join(&name), entry.meta.mode));
                 todo.push(seen);
-            } else if let Some(why) = merged.copy(&entry, &path, held, &name, depth).map_err(write)? {
+            } else if let Some(why) = merged.obstacle(&entry, &path, depth).map_err(&write)? {
                 left.push(LeftOut { path, why });
+            } else {
+                merged.copy(&entry, &path, held, &name).map_err(write)?;
             }
         }
     }

@@ -68,6 +68,12 @@ pub enum Error {
     /// The command left no such file.
     #[error("{0:?} does not exist in the workspace as the command left it")]
     NoArtifact(PathBuf),
+    /// An artifact replaces nothing.
+    #[error("cannot write {0:?}: there is something already")]
+    Exists(PathBuf),
+    /// On the way to an artifact's place in the workspace.
+    #[error("cannot write below {0:?} in the workspace: it is a link, a file, or something else is mounted there")]
+    NoFolder(PathBuf),
     /// Neither XDG_STATE_HOME nor HOME.
     #[error("there is no folder to keep changes in")]
     NoPlace,
@@ -108,6 +114,10 @@ impl Error {
             }
             Error::Swapped(_) => {
                 Some("when nothing writes in the workspace any more, apply again: it goes on".to_owned())
+            }
+            Error::Exists(_) => Some("remove it, or name another place: --artifact PATH:DEST".to_owned()),
+            Error::NoFolder(_) => {
+                Some("links in a workspace are not followed: --artifact PATH:DEST names another place".to_owned())
             }
             _ => None,
         }

@@ -126,14 +126,17 @@ impl Run {
         Ok(Applied::Done(changes))
     }
 
-    /// Copies a file or a tree, as the command left it, to a path that does not exist yet. Links are copied as links, unless
-    /// they lead out; those, and special files, are left out and named.
+    /// Copies a file or a tree, as the command left it, to a path that does not exist yet: one that the caller chooses, links on
+    /// the way followed, or the same one in the workspace, where no link is followed and missing folders are made. Links are
+    /// copied as links, unless they lead out; those, and special files, are left out and named. After a failure there is
+    /// nothing at the destination.
     ///
     /// # Errors
-    /// [`Error::NotInside`], [`Error::NoArtifact`]; EEXIST where there is something already; those of reading and writing.
-    pub fn artifact(&self, path: &Path, destination: &Path) -> Result<Vec<LeftOut>, Error> {
+    /// [`Error::NotInside`], [`Error::NoArtifact`]; [`Error::Exists`]; [`Error::NoFolder`]; those of reading and writing.
+    pub fn artifact(&self, path: &Path, destination: Option<&Path>) -> Result<Vec<LeftOut>, Error> {
         let path = self.inside(path)?;
-        artifact::copy(&mut self.open_upper()?, &mut self.open_workspace()?, &path, destination)
+        let (mut upper, mut workspace) = (self.open_upper()?, self.open_workspace()?);
+        artifact::copy(&mut upper, &mut workspace, &own_name(&self.id), &path, destination)
     }
 
     fn is_begun(&self) -> bool {

@@ -20,12 +20,42 @@ impl From<Error> for Complaint {
     }
 }
 
+/// What is wanted of the changes.
+struct Artifact {
+    path: PathBuf,
+    /// Where; in the workspace, unless the caller says another place.
+    destination: Option<PathBuf>,
+}
+
+impl Artifact {
+    /// `PATH[:DEST]`, split where `--ro SRC:DEST` is.
+    fn new(text: &OsString) -> Result<Self, Complaint> {
+        let refuse =
+            |reason: String| Complaint::plain("changes", format!("cannot use option --artifact: {text:?}: {reason}"));
+        let bytes = text.as_bytes();
+        let (path, destination) = match bytes.iter().rposition(|byte| *byte == b':') {
+            Some(at) => (bytes.get(..at).unwrap_or_default(), bytes.get(at + 1..)),
+            None => (bytes, None),
+        };
+        if path.is_empty() {
+            return Err(
+                refuse("no path stands before the colon".to_owned()).with_hint("the whole workspace is `.:DEST`")
+            );
+        }
+        if destination.is_some_and(<[u8]>::is_empty) {
+            return Err(refuse("no destination stands behind the colon".to_owned()));
+        }
+        // Said now, before the command runs in vain.
+        let absolute = |bytes| std::path::absolute(OsStr::from_bytes(bytes)).map_err(|error| refuse(error.to_string()));
+        Ok(Self { path: OsStr::from_bytes(path).into(), destination: destination.map(absolute).transpose()? })
+    }
+}
+
 /// The changes of a run in its making.
 pub(super) struct Kept {
     store: Store,
     run: Run,
-    /// What is wanted of them, and where.
-    artifacts: Vec<(PathBuf, PathBuf)>,
+    artifacts: Vec<Artifact>,
 }
 
 impl Kept {
@@ -37,18 +67,7 @@ impl Kept {
                 _ => Err(Complaint::plain("changes", "--artifact copies out of an overlay: --workspace-mode overlay")),
             };
         };
-        let artifacts = artifacts.iter().map(|text| {
-            let bytes = text.as_bytes();
-            let (path, to) = match bytes.iter().position(|byte| *byte == b':') {
-                Some(at) => (bytes.get(..at).unwrap_or_default(), bytes.get(at + 1..).unwrap_or_default()),
-                None => (bytes, bytes),
-            };
-            let (path, to) = (Path::new(OsStr::from_bytes(path)), Path::new(OsStr::from_bytes(to)));
-            let to =
-                if path == to { workspace.path.join(to) } else { std::path::absolute(to).unwrap_or(to.to_owned()) };
-            (path.to_owned(), to)
-        });
-        let artifacts = artifacts.collect();
+        let artifacts = artifacts.iter().map(Artifact::new).collect::<Result<_, _>>()?;
         let store = Store::of_caller()?;
         let run = store.create(&workspace.path)?;
         policy.keep_changes(run.upper(), run.work());
@@ -67,8 +86,8 @@ impl Kept {
         self.run.finish(ran.as_ref().map_or_else(|complaint| complaint.code, |code| *code))?;
         let code = ran?;
         let mut refused = false;
-        for (path, to) in &self.artifacts {
-            for left in self.run.artifact(path, to)? {
+        for artifact in &self.artifacts {
+            for left in self.run.artifact(&artifact.path, artifact.destination.as_deref())? {
                 refused = true;
                 note(&format!("shannot: artifact {}: {}", changes::printable(left.path.as_os_str()), left.why));
             }
