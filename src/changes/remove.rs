@@ -15,10 +15,15 @@ use super::tree::{FOLDER, meta_at};
 use crate::removal::{self, Whose, unlock};
 
 /// Longer than any removal takes, unless somebody makes as much anew.
-const PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Removes a name, with all that is in it; that there is none is no error. EXDEV for what something is mounted in.
 pub(super) fn remove(parent: impl AsFd, name: &OsStr) -> nix::Result<()> {
+    remove_until(parent, name, Instant::now() + PATIENCE)
+}
+
+/// The same as long as there is time; then ETIMEDOUT.
+pub(super) fn remove_until(parent: impl AsFd, name: &OsStr, until: Instant) -> nix::Result<()> {
     match unlinkat(&parent, name, UnlinkatFlags::NoRemoveDir) {
         Ok(()) | Err(Errno::ENOENT) => return Ok(()),
         Err(Errno::EISDIR) => {}
@@ -29,7 +34,7 @@ pub(super) fn remove(parent: impl AsFd, name: &OsStr) -> nix::Result<()> {
     let name = CString::new(name.as_bytes()).map_err(|_| Errno::EINVAL)?;
     let folder = openat(&parent, name.as_c_str(), FOLDER | OFlag::O_PATH, Mode::empty())?;
     unlock(&folder, &fstat(&folder)?);
-    match removal::remove(parent, &name, folder.as_fd(), Whose::Anyones, Instant::now() + PATIENCE) {
+    match removal::remove(parent, &name, folder.as_fd(), Whose::Anyones, until) {
         Err(Errno::EBUSY) => Err(Errno::EXDEV),
         result => result,
     }

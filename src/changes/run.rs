@@ -56,6 +56,10 @@ impl Run {
         Self { path, id, folder, record }
     }
 
+    pub(super) fn lock(&self) -> &Lock {
+        &self.folder
+    }
+
     /// Its name: the time it was made, and four digits.
     pub fn id(&self) -> &str {
         &self.id

@@ -8,7 +8,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -20,9 +20,9 @@ use nix::unistd::{Gid, Uid, fchown, geteuid};
 
 use super::error::{Error, at, at_errno};
 use super::record::{Record, State};
-use super::remove::remove;
+use super::remove::{PATIENCE, remove_until};
 use super::run::{Lock, Run};
-use super::tree::{FOLDER, Meta, name_of};
+use super::tree::{FOLDER, Meta, meta_at, name_of};
 
 /// What overlayfs refuses as an upper directory, or can't leave its marks in.
 const UNFIT: &[(FsType, &str)] = &[
@@ -36,6 +36,12 @@ const UNFIT: &[(FsType, &str)] = &[
 
 /// A run that is younger may be about to be locked.
 const OLD: Duration = Duration::from_secs(10);
+
+/// How long others hold a run that only look at it.
+const MOMENT: Duration = Duration::from_millis(500);
+
+/// How long a run may be kept from its start by what others left.
+const HASTY: Duration = Duration::from_secs(10);
 
 /// The beginning of a name that is being removed.
 const GONE: &str = ".gone-";
@@ -156,6 +162,14 @@ impl Store {
         Ok(id)
     }
 
+    /// The same of a run that the caller holds, so that nobody comes between.
+    ///
+    /// # Errors
+    /// Those of removing.
+    pub fn discard_held(&self, run: Run) -> Result<(), Error> {
+        self.remove(run.id(), run.lock())
+    }
+
     /// All runs, the oldest first.
     ///
     /// # Errors
@@ -163,7 +177,8 @@ impl Store {
     pub fn list(&self) -> Result<Vec<Listed>, Error> {
         let mut runs = Vec::new();
         for id in self.ids()? {
-            match self.lock(&id) {
+            // Shared: one who looks keeps nobody else from looking.
+            match self.lock(&id, FlockArg::LockSharedNonblock) {
                 Ok(lock) => runs.push(Listed { record: Record::read(&*lock, &id).ok(), id, is_in_use: false }),
                 Err(Error::InUse(_)) => {
                     let folder = openat(&self.folder, id.as_str(), FOLDER, Mode::empty());
@@ -211,50 +226,70 @@ impl Store {
                 _ => return Err(none()),
             }
         };
-        let lock = self.lock(&id)?;
-        Ok((id, lock))
+        // Others hold it for a moment, to list it or to see whether it is to be swept away.
+        let until = Instant::now() + MOMENT;
+        loop {
+            match self.lock(&id, FlockArg::LockExclusiveNonblock) {
+                Err(Error::InUse(_)) if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
+                result => return result.map(|lock| (id, lock)),
+            }
+        }
     }
 
-    fn lock(&self, id: &str) -> Result<Lock, Error> {
-        let path = self.path.join(id);
-        let folder = openat(&self.folder, id, FOLDER, Mode::empty()).map_err(at_errno("open", &path))?;
-        Flock::lock(folder, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-            Errno::EWOULDBLOCK => Error::InUse(id.to_owned()),
-            errno => at_errno("lock", &path)(errno),
-        })
+    fn lock(&self, id: &str, how: FlockArg) -> Result<Lock, Error> {
+        let failed = at_errno("lock", &self.path.join(id));
+        match lock_folder(&self.folder, id, how) {
+            Ok(lock) => Ok(lock),
+            Err(Errno::EWOULDBLOCK) => Err(Error::InUse(id.to_owned())),
+            // Removed before it was locked.
+            Err(Errno::ENOENT) => Err(Error::NoRun(id.to_owned())),
+            Err(errno) => Err(failed(errno)),
+        }
     }
 
     fn make_folder(&self) -> Result<(String, Lock), Error> {
         loop {
             let id = new_id();
             match mkdirat(&self.folder, id.as_str(), Mode::S_IRWXU) {
-                Ok(()) => return self.lock(&id).map(|lock| (id, lock)),
-                Err(Errno::EEXIST) => {}
+                Ok(()) => {}
+                Err(Errno::EEXIST) => continue,
                 Err(errno) => return Err(at_errno("make", &self.path.join(id))(errno)),
+            }
+            // Whoever lists or sweeps may have it for a moment.
+            match self.lock(&id, FlockArg::LockExclusive) {
+                Err(Error::NoRun(_)) => {}
+                result => return result.map(|lock| (id, lock)),
             }
         }
     }
 
     /// The name goes first: what is half removed is no run any more.
-    fn remove(&self, id: &str, _held: &Lock) -> Result<(), Error> {
+    fn remove(&self, id: &str, held: &Lock) -> Result<(), Error> {
+        self.remove_until(id, held, Instant::now() + PATIENCE)
+    }
+
+    fn remove_until(&self, id: &str, _held: &Lock, until: Instant) -> Result<(), Error> {
         let failed = at_errno("remove", &self.path.join(id));
         let gone = format!("{GONE}{id}");
         renameat(&self.folder, id, &self.folder, gone.as_str()).map_err(&failed)?;
-        remove(&self.folder, OsStr::new(&gone)).map_err(&failed)
+        remove_until(&self.folder, OsStr::new(&gone), until).map_err(&failed)
     }
 
     /// Removes runs without changes that no process holds, and what a killed removal left. That some can't be removed keeps
-    /// nobody from running.
+    /// nobody from running, nor does that it takes long: the next run goes on.
     fn sweep(&self) {
+        let until = Instant::now() + HASTY;
         for name in self.names().unwrap_or_default() {
-            let Some(name) = name.to_str() else { continue };
+            let Some(name) = name.to_str().filter(|name| name.starts_with(GONE) || is_id(name)) else { continue };
+            if Instant::now() >= until {
+                return;
+            }
+            // What is being removed is still held by whoever does it.
+            let Ok(lock) = lock_folder(&self.folder, name, FlockArg::LockExclusiveNonblock) else { continue };
             let swept = if name.starts_with(GONE) {
-                remove(&self.folder, OsStr::new(name)).map_err(at_errno("remove", &self.path))
-            } else if is_id(name)
-                && let Ok(lock) = self.lock(name)
-                && is_left(&lock)
-            {
-                self.remove(name, &lock)
+                remove_until(&self.folder, OsStr::new(name), until).map_err(at_errno("remove", &self.path))
+            } else if is_left(&lock) {
+                self.remove_until(name, &lock, until)
             } else {
                 continue;
             };
@@ -263,6 +298,14 @@ impl Store {
             }
         }
     }
+}
+
+/// Locks a folder (flock(2)). ENOENT, if the name is no longer its: somebody has removed it meanwhile.
+fn lock_folder(parent: impl AsFd, name: &str, how: FlockArg) -> nix::Result<Lock> {
+    let folder = openat(&parent, name, FOLDER, Mode::empty())?;
+    let lock = Flock::lock(folder, how).map_err(|(_, errno)| errno)?;
+    let is_same = meta_at(parent, name.as_ref())?.identity() == Meta::from(fstat(&*lock)?).identity();
+    if is_same { Ok(lock) } else { Err(Errno::ENOENT) }
 }
 
 /// Nothing was changed, and nobody is about to.

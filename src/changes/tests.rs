@@ -3,7 +3,9 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{Mode, SFlag, mknod};
 
 use super::remove::remove;
@@ -164,6 +166,42 @@ fn a_run_has_a_record_and_folders_like_the_workspace() {
     assert!(store.list().unwrap()[0].record.is_none());
     store.discard(&id[..4]).unwrap();
     assert!(store.list().unwrap().is_empty());
+}
+
+/// Another process's lock of a run, or of what is left of one.
+fn hold(store: &Path, name: &str) -> Flock<fs::File> {
+    Flock::lock(fs::File::open(store.join(name)).unwrap(), FlockArg::LockExclusiveNonblock).unwrap()
+}
+
+#[test]
+fn one_who_looks_for_a_moment_keeps_nobody_from_a_run() {
+    let (folder, store, workspace) = case();
+    let id = store.create(&workspace).unwrap().id().to_owned();
+    let held = hold(&folder.path().join("state/shannot/runs"), &id);
+    let looking = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        drop(held);
+    });
+    let run = store.open(&id).unwrap();
+    looking.join().unwrap();
+    assert!(matches!(store.open(&id), Err(Error::InUse(_))));
+    // Who holds it can discard it.
+    store.discard_held(run).unwrap();
+    assert!(matches!(store.open(&id), Err(Error::NoRun(_))));
+}
+
+#[test]
+fn what_somebody_else_is_removing_is_left_to_them() {
+    let (folder, store, workspace) = case();
+    let runs = folder.path().join("state/shannot/runs");
+    let gone = runs.join(".gone-20261126-000000-0000");
+    fs::create_dir_all(gone.join("upper/d")).unwrap();
+    let held = hold(&runs, ".gone-20261126-000000-0000");
+    store.create(&workspace).unwrap();
+    assert!(gone.join("upper/d").exists());
+    drop(held);
+    store.create(&workspace).unwrap();
+    assert!(!gone.exists());
 }
 
 #[test]
