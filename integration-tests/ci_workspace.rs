@@ -49,16 +49,6 @@ fn an_overlay_changes_nothing_until_it_is_applied() {
         assert_eq!(fs::read_to_string(job.workspace.join("made")).unwrap(), "made\n");
         job.run(&["changes", "discard", "last"]).output().expect_code(0);
         assert!(!job.workspace.join(".git/hooks/pre-commit").exists());
-        // An artifact that can't be had is a failure of the run, and the report says so.
-        let report = job.home.join("report.json");
-        let overlay = ["run", "-p", "ci", "--workspace-mode", "overlay", "--report", report.to_str().unwrap()];
-        for (artifact, code) in [("leads-out", 1), ("missing", 125)] {
-            let words = ["--artifact", artifact, "--", "ln", "-s", "/etc/shadow", "leads-out"];
-            job.run(&overlay).args(words).output().expect_code(code);
-            let report: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
-            assert_eq!((&report["exit_code"], &report["outcome"]["ending"]["code"]), (&json!(code), &json!(0)));
-            job.run(&["changes", "discard", "last"]).output().expect_code(0);
-        }
         // What changes nothing, or does not start, leaves nothing.
         job.sh(&["run", "-p", "ci", "--workspace-mode", "overlay"], "true").expect_code(0);
         job.run(&["run", "-p", "ci", "--workspace-mode", "overlay", "--", "/no/such"]).output().expect_code(127);
@@ -67,6 +57,47 @@ fn an_overlay_changes_nothing_until_it_is_applied() {
             .output()
             .expect_code(125)
             .expect_stderr("overlay");
+    }
+}
+
+#[test]
+fn an_artifact_that_can_not_be_had_fails_a_job_that_succeeded_and_no_other() {
+    for caller in callers() {
+        let job = Job::new(caller);
+        // An artifact that can't be had is a failure of the run, and the report says so.
+        let report = job.home.join("report.json");
+        let overlay = ["run", "-p", "ci", "--workspace-mode", "overlay", "--report", report.to_str().unwrap()];
+        for (artifact, code) in [("leads-out", 1), ("missing", 1)] {
+            let words = ["--artifact", artifact, "--", "ln", "-s", "/etc/shadow", "leads-out"];
+            job.run(&overlay).args(words).output().expect_code(code);
+            let report: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+            assert_eq!((&report["exit_code"], &report["outcome"]["ending"]["code"]), (&json!(code), &json!(0)));
+            job.run(&["changes", "discard", "last"]).output().expect_code(0);
+        }
+        // Also below folders that the command alone has; never through a link of the repository's.
+        let victim = job.home.join("victim");
+        fs::create_dir(&victim).unwrap();
+        symlink(&victim, job.workspace.join("link")).unwrap();
+        own_all(&job.home, caller);
+        let script = "rm link; mkdir -p link target/release; echo evil > link/key; echo built > target/release/app; ln -s /etc/shadow leads-out; exit 3";
+        let artifacts =
+            ["link/key", "missing", "leads-out", "target/release/app", "link/key:x:"].map(|path| ["--artifact", path]);
+        job.run(&overlay)
+            .args(artifacts.concat())
+            .args(["--", "sh", "-c", script])
+            .output()
+            .expect_code(125)
+            .expect_stderr("no destination");
+        let artifacts = artifacts.split_at(4).0.concat();
+        let result = job.run(&overlay).args(&artifacts).args(["--", "sh", "-c", script]).output().expect_code(3);
+        result
+            .expect_stderr("artifact link/key: ")
+            .expect_stderr("artifact missing: ")
+            .expect_stderr("artifact leads-out: ")
+            .expect_stderr("what changed is kept: shannot changes show ");
+        assert_eq!(fs::read_to_string(job.workspace.join("target/release/app")).unwrap(), "built\n");
+        assert_eq!(fs::read_dir(&victim).unwrap().count(), 0);
+        job.run(&["changes", "discard", "last"]).output().expect_code(0);
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::args::Changes as What;
-use super::output::{self, Complaint, note};
+use super::output::{self, Complaint, ErrorFormat, note};
 use crate::changes::{self, Applied, Change, Error, Listed, Node, Options, Protected, Refusal, Run, State, Store};
 use crate::policy::Policy;
 
@@ -49,6 +49,23 @@ impl Artifact {
         let absolute = |bytes| std::path::absolute(OsStr::from_bytes(bytes)).map_err(|error| refuse(error.to_string()));
         Ok(Self { path: OsStr::from_bytes(path).into(), destination: destination.map(absolute).transpose()? })
     }
+
+    /// Copies it out and says what can't be had. Whether all of it was.
+    fn copy(&self, run: &Run) -> bool {
+        let name = changes::printable(self.path.as_os_str());
+        match run.artifact(&self.path, self.destination.as_deref()) {
+            Ok(left_out) => {
+                for left in &left_out {
+                    note(&format!("shannot: artifact {}: {}", changes::printable(left.path.as_os_str()), left.why));
+                }
+                left_out.is_empty()
+            }
+            Err(error) => {
+                Complaint::from(error).about(format!("artifact {name}")).say(ErrorFormat::Text);
+                false
+            }
+        }
+    }
 }
 
 /// The changes of a run in its making.
@@ -74,27 +91,31 @@ impl Kept {
         Ok(Some(Self { store, run, artifacts }))
     }
 
-    /// After everything has ended, or nothing was started.
+    /// After everything has ended, or nothing was started. What fails here is said and changes no verdict of the command's: a
+    /// caller that reads 125 starts it again.
     pub(super) fn finish(mut self, ran: Result<u8, Complaint>) -> Result<u8, Complaint> {
         let id = self.run.id().to_owned();
         let is_empty = self.run.changes(&Protected::default()).is_ok_and(|changes| changes.is_empty());
         if is_empty && (ran.is_err() || self.artifacts.is_empty()) {
-            drop(self.run);
-            self.store.discard(&id)?;
+            if let Err(error) = self.store.discard_held(self.run) {
+                Complaint::from(error).about(format!("run {id} is without changes, and stays")).say(ErrorFormat::Text);
+            }
             return ran;
         }
-        self.run.finish(ran.as_ref().map_or_else(|complaint| complaint.code, |code| *code))?;
-        let code = ran?;
-        let mut refused = false;
-        for artifact in &self.artifacts {
-            for left in self.run.artifact(&artifact.path, artifact.destination.as_deref())? {
-                refused = true;
-                note(&format!("shannot: artifact {}: {}", changes::printable(left.path.as_os_str()), left.why));
+        let mut failed = false;
+        let code = ran.as_ref().map_or_else(|complaint| complaint.code, |code| *code);
+        if let Err(error) = self.run.finish(code) {
+            failed = true;
+            Complaint::from(error).about(format!("run {id}")).say(ErrorFormat::Text);
+        }
+        if ran.is_ok() {
+            for artifact in &self.artifacts {
+                failed |= !artifact.copy(&self.run);
             }
         }
         note(&format!("shannot: what changed is kept: shannot changes show {id}"));
         // A job that succeeded has not, if what is wanted of it could not be had.
-        Ok(if refused && code == 0 { REFUSED } else { code })
+        if failed && matches!(ran, Ok(0)) { Ok(REFUSED) } else { ran }
     }
 }
 
