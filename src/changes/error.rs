@@ -115,6 +115,11 @@ impl Error {
             Error::Swapped(_) => {
                 Some("when nothing writes in the workspace any more, apply again: it goes on".to_owned())
             }
+            Error::OtherWorkspace(_) => Some(
+                "it was moved or made anew, or mounted anew on a file system that tells no birth times (NFS): bring it back, or \
+                 discard the run"
+                    .to_owned(),
+            ),
             Error::Exists(_) => Some("remove it, or name another place: --artifact PATH:DEST".to_owned()),
             Error::NoFolder(_) => {
                 Some("links in a workspace are not followed: --artifact PATH:DEST names another place".to_owned())

@@ -1,11 +1,13 @@
 //! What is noted of a run beside its changes: `run.json`.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::Mode;
@@ -53,6 +55,13 @@ pub struct Record {
     pub device: u64,
     /// The same (st_ino).
     pub inode: u64,
+    /// When it was made: seconds and nanoseconds since the epoch, where the file system tells (statx(2), STATX_BTIME). Btrfs and
+    /// NFS may give it another device number after the next mount, and then this says that it is the same.
+    #[serde(default)]
+    pub born: Option<(u64, u32)>,
+    /// The permissions that `upper` began with.
+    #[serde(default)]
+    pub mode: Option<u32>,
     /// When it started: seconds and nanoseconds since the epoch.
     pub start: (i64, i64),
     /// How far it has come.
@@ -61,7 +70,19 @@ pub struct Record {
     pub exit_code: Option<u8>,
 }
 
+/// For [`Record::born`].
+pub(super) fn born(metadata: &Metadata) -> Option<(u64, u32)> {
+    let since = metadata.created().ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    Some((since.as_secs(), since.subsec_nanos()))
+}
+
 impl Record {
+    /// Whether this is the workspace.
+    pub(super) fn is_of(&self, folder: &Metadata) -> bool {
+        let is_born_then = || self.born.is_some() && self.born == born(folder);
+        folder.is_dir() && folder.ino() == self.inode && (folder.dev() == self.device || is_born_then())
+    }
+
     pub(super) fn read(folder: impl AsFd, id: &str) -> Result<Self, Error> {
         let path = &Path::new(id).join(FILE);
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

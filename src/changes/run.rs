@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::{Flock, OFlag, openat};
-use nix::sys::stat::{Mode, fstat};
+use nix::sys::stat::Mode;
 
 use super::apply::{Apply, own_name};
 use super::artifact::{self, LeftOut};
@@ -14,7 +14,7 @@ use super::change::{Change, Node, Protected, What};
 use super::diff::{Found, Since, Walk};
 use super::error::{Error, at, at_errno};
 use super::record::{Record, State};
-use super::tree::{FOLDER, Meta, Tree};
+use super::tree::{FOLDER, Tree};
 use super::upper::{Modes, Upper};
 
 /// Held by whoever runs, shows or applies; gone with the process, however that ends.
@@ -180,9 +180,9 @@ impl Run {
     fn open_workspace(&self) -> Result<Tree, Error> {
         let path = &self.record.workspace;
         let tree = Tree::open(path).map_err(at_errno("open", path))?;
-        let meta = Meta::from(fstat(tree.root()).map_err(at_errno("look at", path))?);
-        let is_same = meta.node == Node::Directory && meta.identity() == (self.record.device, self.record.inode);
-        if is_same { Ok(tree) } else { Err(Error::OtherWorkspace(path.clone())) }
+        let held = tree.root().try_clone_to_owned().map_err(at("open", path))?;
+        let metadata = File::from(held).metadata().map_err(at("look at", path))?;
+        if self.record.is_of(&metadata) { Ok(tree) } else { Err(Error::OtherWorkspace(path.clone())) }
     }
 
     /// A path of the workspace, relative to it.

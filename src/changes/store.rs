@@ -5,6 +5,7 @@ use std::collections::hash_map::RandomState;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::hash::{BuildHasher, Hasher};
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Gid, Uid, fchown, geteuid};
 
 use super::error::{Error, at, at_errno};
-use super::record::{Record, State};
+use super::record::{Record, State, born};
 use super::remove::{PATIENCE, remove_until};
 use super::run::{Lock, Run};
 use super::tree::{FOLDER, Meta, meta_at, name_of};
@@ -129,11 +130,14 @@ impl Store {
         for name in ["upper", "work"] {
             mkdirat(&*lock, name, Mode::S_IRWXU).map_err(at_errno("make", &self.path.join(&id).join(name)))?;
         }
-        dress(&*lock, &metadata).map_err(at_errno("make", &self.path.join(&id).join("upper")))?;
+        let mode = metadata.mode() & 0o1777;
+        make_like(&*lock, &metadata, mode).map_err(at_errno("make", &self.path.join(&id).join("upper")))?;
         let record = Record {
             workspace,
             device: metadata.dev(),
             inode: metadata.ino(),
+            born: born(&metadata),
+            mode: Some(mode),
             start: start(),
             state: State::Running,
             exit_code: None,
@@ -288,7 +292,7 @@ impl Store {
             let Ok(lock) = lock_folder(&self.folder, name, FlockArg::LockExclusiveNonblock) else { continue };
             let swept = if name.starts_with(GONE) {
                 remove_until(&self.folder, OsStr::new(name), until).map_err(at_errno("remove", &self.path))
-            } else if is_left(&lock) {
+            } else if is_left(&lock, name) {
                 self.remove_until(name, &lock, until)
             } else {
                 continue;
@@ -309,7 +313,7 @@ fn lock_folder(parent: impl AsFd, name: &str, how: FlockArg) -> nix::Result<Lock
 }
 
 /// Nothing was changed, and nobody is about to.
-fn is_left(folder: &Lock) -> bool {
+fn is_left(folder: &Lock, id: &str) -> bool {
     let is_old = fstat(&**folder).is_ok_and(|stat| {
         let seconds = Duration::from_secs(stat.st_mtime.unsigned_abs());
         SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + seconds).is_ok_and(|age| age > OLD)
@@ -320,16 +324,30 @@ fn is_left(folder: &Lock) -> bool {
         }
         Err(errno) => errno == Errno::ENOENT,
     };
-    is_old && is_empty()
+    is_old && is_empty() && has_its_mode(folder, id)
+}
+
+/// The workspace's own permissions are a change too.
+fn has_its_mode(folder: &Lock, id: &str) -> bool {
+    let record = match Record::read(&**folder, id) {
+        Ok(record) => record,
+        // Killed before its command could start.
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => return true,
+        Err(_) => return false,
+    };
+    // What is noted was changed to be looked at.
+    let is_noted = meta_at(&**folder, "modes".as_ref()).is_ok_and(|meta| meta.size > 0);
+    let mode = meta_at(&**folder, "upper".as_ref()).ok().map(|meta| meta.mode & 0o1777);
+    !is_noted && mode.is_none_or(|mode| Some(mode) == record.mode)
 }
 
 /// Gives `upper` the permissions and the owner of the workspace: it is what the command sees as the folder's own.
-fn dress(folder: impl AsFd, workspace: &fs::Metadata) -> nix::Result<()> {
+fn make_like(folder: impl AsFd, workspace: &fs::Metadata, mode: u32) -> nix::Result<()> {
     let upper = openat(folder, "upper", OFlag::O_RDONLY | FOLDER, Mode::empty())?;
     if geteuid().is_root() {
         fchown(&upper, Some(Uid::from_raw(workspace.uid())), Some(Gid::from_raw(workspace.gid())))?;
     }
-    fchmod(&upper, Mode::from_bits_truncate(workspace.mode() & 0o1777))
+    fchmod(&upper, Mode::from_bits_truncate(mode))
 }
 
 fn is_id(name: &str) -> bool {

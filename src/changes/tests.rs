@@ -9,7 +9,13 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{Mode, SFlag, mknod};
 
 use super::remove::remove;
-use super::{Applied, Change, Error, Node, Options, Protected, Refusal, Run, Store, What, printable};
+use super::{Applied, Change, Error, Node, Options, Protected, Record, Refusal, Run, Store, What, printable};
+
+/// Says why a test can't be made here; an error where nothing may be skipped.
+fn skip(why: &str) {
+    assert!(std::env::var_os("SHANNOT_TEST_NO_SKIP").is_none(), "nothing may be skipped, but: {why}");
+    println!("skipped: {why}");
+}
 
 /// A store and a workspace with some files in it.
 fn case() -> (tempfile::TempDir, Store, PathBuf) {
@@ -202,6 +208,50 @@ fn what_somebody_else_is_removing_is_left_to_them() {
     drop(held);
     store.create(&workspace).unwrap();
     assert!(!gone.exists());
+}
+
+/// As if nobody had touched it for a while.
+fn make_old(folder: &Path) {
+    let old = std::time::SystemTime::now() - Duration::from_secs(60);
+    fs::File::open(folder).unwrap().set_modified(old).unwrap();
+}
+
+#[test]
+fn a_run_that_changed_only_the_permissions_of_the_workspace_is_not_swept_away() {
+    let (folder, store, workspace) = case();
+    fs::set_permissions(&workspace, fs::Permissions::from_mode(0o755)).unwrap();
+    let ids = [0o755, 0o700].map(|mode| {
+        let run = store.create(&workspace).unwrap();
+        fs::set_permissions(run.upper(), fs::Permissions::from_mode(mode)).unwrap();
+        run.id().to_owned()
+    });
+    for id in &ids {
+        make_old(&folder.path().join("state/shannot/runs").join(id));
+    }
+    store.create(&workspace).unwrap();
+    assert!(matches!(store.open(&ids[0]), Err(Error::NoRun(_))));
+    assert_eq!(lines(&store.open(&ids[1]).unwrap().changes(&Protected::default()).unwrap()), ["m ./"]);
+}
+
+#[test]
+fn a_workspace_with_another_device_number_is_known_by_its_birth() {
+    let (_folder, store, workspace) = case();
+    let run = store.create(&workspace).unwrap();
+    let (path, record) = (run.work().join("../run.json"), run.record().clone());
+    if record.born.is_none() {
+        return skip("no birth times here");
+    }
+    let id = run.id().to_owned();
+    drop(run);
+    let open_with = |born| {
+        let record = Record { device: record.device + 1, born, ..record.clone() };
+        fs::write(&path, serde_json::to_vec(&record).unwrap()).unwrap();
+        store.open(&id).unwrap().changes(&Protected::default())
+    };
+    assert_eq!(open_with(record.born).unwrap(), []);
+    for born in [None, Some((1, 2))] {
+        assert!(matches!(open_with(born), Err(Error::OtherWorkspace(_))));
+    }
 }
 
 #[test]
