@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use shannot::changes::{Run, Store};
 
-use crate::support::{Caller, NOBODY, Result, Scratch, Shannot, bwrap_binary, callers, own};
+use crate::support::{Caller, NOBODY, Result, Scratch, Shannot, binary, bwrap_binary, callers, own, tool};
 
 /// A workspace, and a command that saw it through an overlay.
 pub struct Job {
@@ -515,4 +515,41 @@ fn runs_are_kept_apart_and_found_again() {
     assert!(!job.scratch.path().join("away/b").exists());
     own(&job.state, caller);
     assert!(job.id.len() == 20 && Path::new(&job.id).as_os_str().as_bytes()[8] == b'-');
+}
+
+#[test]
+fn programs_get_paths_as_they_are() {
+    let scratch = Scratch::new();
+    let workspace = scratch.folder(r"back\slash", Caller::Own);
+    let state = scratch.folder("state", Caller::Own);
+    Store::at(&state).unwrap().create(&workspace).unwrap();
+    let list = |words: &[&str]| {
+        Shannot::new(Caller::Own).env("XDG_STATE_HOME", state.to_str().unwrap()).args(["changes", "list"]).args(words)
+    };
+    let runs: Value = serde_json::from_str(&list(&["--json"]).output().expect_code(0).stdout).unwrap();
+    assert_eq!(runs[0]["workspace"], workspace.to_str().unwrap());
+    list(&[]).output().expect_code(0).expect_stdout(r"/back\\slash");
+}
+
+#[test]
+fn a_store_that_overlayfs_does_not_take_is_told_with_the_cure() {
+    let Some(strace) = tool("strace") else { return };
+    let scratch = Scratch::new();
+    let (workspace, state) = (scratch.folder("workspace", Caller::Own), scratch.folder("state", Caller::Own));
+    let refused = (1..80).find_map(|occurrence| {
+        let inject = format!("inject=mount:error=EINVAL:when={occurrence}");
+        let mut run = Shannot::through(
+            Caller::Own,
+            &strace,
+            ["-f", "-qq", "-o", "/dev/null", "-e", "trace=mount", "-e", &inject],
+        )
+        .args([binary()])
+        .args(["run", "-p", "ci", "--workspace-mode", "overlay", "--", "true"])
+        .env("XDG_STATE_HOME", state.to_str().unwrap());
+        run.command.current_dir(&workspace);
+        Some(run.output())
+            .filter(|result| result.stderr.contains(&format!("cannot mount {workspace:?}: Invalid argument")))
+    });
+    let refused = refused.expect("none of the mounts is the overlay's").expect_code(125);
+    refused.expect_stderr("hint: not every file system can be the top of an overlay");
 }

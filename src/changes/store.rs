@@ -25,11 +25,14 @@ use super::remove::{PATIENCE, remove_until};
 use super::run::{Lock, Run};
 use super::tree::{FOLDER, Meta, meta_at, name_of};
 
-/// What overlayfs refuses as an upper directory, or can't leave its marks in.
+/// What overlayfs refuses as an upper directory, or can't leave its marks in. Not FUSE: that is many file systems, of which
+/// some can be one (gocryptfs) and most can't; the mount tells.
 const UNFIT: &[(FsType, &str)] = &[
     (statfs::OVERLAYFS_SUPER_MAGIC, "an overlay itself"),
     (statfs::NFS_SUPER_MAGIC, "NFS"),
-    (statfs::SMB_SUPER_MAGIC, "SMB"),
+    // The two of cifs.ko (linux/magic.h, CIFS_SUPER_MAGIC and SMB2_SUPER_MAGIC).
+    (FsType(0xff53_4d42), "SMB"),
+    (FsType(0xfe53_4d42), "SMB"),
     (statfs::MSDOS_SUPER_MAGIC, "FAT"),
     (statfs::ECRYPTFS_SUPER_MAGIC, "eCryptfs"),
     (FsType(0x0102_1997), "9p"),

@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use serde::Serialize;
 
 use super::args::Changes as What;
@@ -13,6 +14,10 @@ use crate::policy::Policy;
 
 /// Exit code where something was not applied.
 const REFUSED: u8 = 1;
+
+/// The cure where an overlay can't be mounted.
+const UNFIT: &str = "not every file system can be the top of an overlay (FUSE often can't; `dmesg` says what it lacks): \
+                     set XDG_STATE_HOME to a folder of yours on ext4, xfs, btrfs or tmpfs";
 
 impl From<Error> for Complaint {
     fn from(error: Error) -> Self {
@@ -95,12 +100,21 @@ impl Kept {
     /// caller that reads 125 starts it again.
     pub(super) fn finish(mut self, ran: Result<u8, Complaint>) -> Result<u8, Complaint> {
         let id = self.run.id().to_owned();
+        let workspace = self.run.record().workspace.to_str().map(str::to_owned);
+        // overlayfs says in the kernel's log alone what it misses.
+        let is_refused = |complaint: &Complaint| {
+            complaint.stage == "mount" && complaint.errno == Some(Errno::EINVAL as i32) && complaint.object == workspace
+        };
+        let with_cure = |complaint: Complaint| match is_refused(&complaint) {
+            true => complaint.and_hint(UNFIT),
+            false => complaint,
+        };
         let is_empty = self.run.changes(&Protected::default()).is_ok_and(|changes| changes.is_empty());
         if is_empty && (ran.is_err() || self.artifacts.is_empty()) {
             if let Err(error) = self.store.discard_held(self.run) {
                 Complaint::from(error).about(format!("run {id} is without changes, and stays")).say(ErrorFormat::Text);
             }
-            return ran;
+            return ran.map_err(with_cure);
         }
         let mut failed = false;
         let code = ran.as_ref().map_or_else(|complaint| complaint.code, |code| *code);
@@ -115,7 +129,7 @@ impl Kept {
         }
         note(&format!("shannot: what changed is kept: shannot changes show {id}"));
         // A job that succeeded has not, if what is wanted of it could not be had.
-        if failed && matches!(ran, Ok(0)) { Ok(REFUSED) } else { ran }
+        if failed && matches!(ran, Ok(0)) { Ok(REFUSED) } else { ran.map_err(with_cure) }
     }
 }
 
@@ -190,9 +204,16 @@ fn list(store: &Store, json: bool) -> Result<u8, Complaint> {
     for run in &runs {
         let entry = RunEntry::new(run);
         let code = entry.exit_code.map_or("-".to_owned(), |code| code.to_string());
-        text.push_str(&format!("{}  {:<11}  {code:>3}  {}\n", entry.run, entry.state, entry.workspace));
+        let workspace = run.record.as_ref().map(|record| changes::printable(record.workspace.as_os_str()));
+        let workspace = workspace.unwrap_or_default();
+        text.push_str(&format!("{}  {:<11}  {code:>3}  {workspace}\n", entry.run, entry.state));
     }
     output::result(&text).map(|()| 0)
+}
+
+/// A path for programs: as it is, or escaped as in the text where it is not UTF-8.
+fn json_path(path: &Path) -> String {
+    path.to_str().map_or_else(|| changes::printable(path.as_os_str()), str::to_owned)
 }
 
 /// A run, as JSON has it.
@@ -201,6 +222,7 @@ struct RunEntry<'a> {
     run: &'a str,
     state: &'static str,
     exit_code: Option<u8>,
+    /// See [`json_path`].
     workspace: String,
 }
 
@@ -212,7 +234,7 @@ impl<'a> RunEntry<'a> {
             Some(record) if record.state == State::Running && !run.is_in_use => "interrupted",
             Some(record) => record.state.name(),
         };
-        let workspace = run.record.as_ref().map(|record| changes::printable(record.workspace.as_os_str()));
+        let workspace = run.record.as_ref().map(|record| json_path(&record.workspace));
         let exit_code = run.record.as_ref().and_then(|record| record.exit_code);
         Self { run: &run.id, state, exit_code, workspace: workspace.unwrap_or_default() }
     }
@@ -221,7 +243,7 @@ impl<'a> RunEntry<'a> {
 /// A change, as JSON has it.
 #[derive(Debug, Serialize)]
 struct ChangeEntry {
-    /// Escaped as in the text where it is not UTF-8.
+    /// See [`json_path`].
     path: String,
     change: changes::What,
     #[serde(rename = "type")]
@@ -238,7 +260,7 @@ struct ChangeEntry {
 impl ChangeEntry {
     fn new(change: &Change) -> Self {
         let path = if change.path.as_os_str().is_empty() { ".".as_ref() } else { change.path.as_path() };
-        let path = path.to_str().map_or_else(|| changes::printable(path.as_os_str()), str::to_owned);
+        let path = json_path(path);
         let has_mode = change.what != changes::What::Deleted && matches!(change.node, Node::File | Node::Directory);
         Self {
             path,
