@@ -63,6 +63,25 @@ fn extent(file: &File, position: u64, length: u64) -> io::Result<Option<(u64, u6
         Err(Errno::EINVAL) => return Ok(Some((position, length))),
         Err(errno) => return Err(errno.into()),
     };
+    if start.unsigned_abs() >= length {
+        // It grows meanwhile.
+        return Ok(None);
+    }
     let end = lseek(file, start, Whence::SeekHole)?;
     Ok(Some((start.unsigned_abs(), end.unsigned_abs().min(length))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_grows_meanwhile_is_copied_as_long_as_it_was() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        (&file).seek(SeekFrom::End(0)).unwrap();
+        io::Write::write_all(&mut &file, b"more").unwrap();
+        assert_eq!(extent(&file, 0, 4096).unwrap(), None);
+        assert_eq!(extent(&file, 0, (1 << 20) + 2).unwrap(), Some((1 << 20, (1 << 20) + 2)));
+    }
 }
