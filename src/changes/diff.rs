@@ -27,8 +27,9 @@ pub(super) struct Since {
 }
 
 impl Since {
-    fn is_before(self, meta: &Meta) -> bool {
-        meta.mtime > self.start || (!self.is_begun && meta.ctime > self.start)
+    /// By its times. ctime moves with every write, and nobody can set it; mtime may have been set to any day, also to come.
+    fn was_changed(self, meta: &Meta) -> bool {
+        meta.ctime > self.start && (!self.is_begun || meta.mtime > self.start)
     }
 }
 
@@ -181,7 +182,7 @@ impl Walk<'_> {
             let inherited = pair.mode & 0o2000;
             change.strips_set_id = meta.mode & 0o6000 & !inherited != 0;
             change.mode = meta.mode & 0o1777;
-            change.conflict = below.is_some_and(|below| self.since.is_before(below));
+            change.conflict = below.is_some_and(|below| self.since.was_changed(below));
             refused = change.refused;
             self.push(change)?;
         }
@@ -238,7 +239,7 @@ impl Walk<'_> {
                 change.refused = change.refused.or(refused);
                 change.conflict = conflict;
             }
-            Some(below) => change.conflict = self.since.is_before(below),
+            Some(below) => change.conflict = self.since.was_changed(below),
             None => {}
         }
         self.push(change)
@@ -283,7 +284,7 @@ impl Walk<'_> {
             change.refused = change.refused.or(refused);
             change.conflict = conflict;
         } else {
-            change.conflict = self.since.is_before(below);
+            change.conflict = self.since.was_changed(below);
         }
         self.push(change)
     }
@@ -306,7 +307,7 @@ impl Walk<'_> {
                 let path = path.join(name);
                 match self.below(&path)? {
                     Some(meta) if meta.node == Node::Directory => todo.push(path),
-                    Some(meta) if self.since.is_before(&meta) => return Ok((None, true)),
+                    Some(meta) if self.since.was_changed(&meta) => return Ok((None, true)),
                     _ => {}
                 }
             }

@@ -174,6 +174,29 @@ fn a_run_has_a_record_and_folders_like_the_workspace() {
     assert!(store.list().unwrap().is_empty());
 }
 
+#[test]
+fn a_file_whose_time_is_to_come_was_not_changed_by_that() {
+    let (_folder, store, workspace) = case();
+    let future = std::time::SystemTime::now() + Duration::from_secs(100_000_000);
+    for name in ["a", "d/f"] {
+        fs::File::options().write(true).open(workspace.join(name)).unwrap().set_modified(future).unwrap();
+    }
+    let mut run = store.create(&workspace).unwrap();
+    fs::create_dir(run.upper().join("d")).unwrap();
+    for name in ["a", "d/f"] {
+        fs::write(run.upper().join(name), "new").unwrap();
+    }
+    assert_eq!(lines(&apply(&mut run, &["a".into()])), ["M a"]);
+    // Also once apply has begun.
+    assert_eq!(lines(&apply(&mut run, &[])), ["M d/f"]);
+    let mut run = store.create(&workspace).unwrap();
+    fs::write(run.upper().join("a"), "newer").unwrap();
+    fs::write(workspace.join("a"), "mine").unwrap();
+    fs::File::options().write(true).open(workspace.join("a")).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+    let options = Options { protected: &Protected::default(), force: false, only: &[] };
+    assert!(matches!(run.apply(&options), Ok(Applied::Conflicts(_))));
+}
+
 /// Another process's lock of a run, or of what is left of one.
 fn hold(store: &Path, name: &str) -> Flock<fs::File> {
     Flock::lock(fs::File::open(store.join(name)).unwrap(), FlockArg::LockExclusiveNonblock).unwrap()
