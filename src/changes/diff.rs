@@ -114,7 +114,7 @@ impl Walk<'_> {
         let kept: HashSet<&OsString> = names.iter().collect();
         let others = match self.reach(&pair.path, |tree, path| tree.names(path)) {
             Ok(names) => names,
-            Err(Errno::EACCES) => return self.refuse(&pair.path, Node::Directory, Refusal::Unreadable),
+            Err(Errno::EACCES) => return self.refuse(&pair.path, What::Modified, Node::Directory, Refusal::Unreadable),
             Err(errno) => return Err(at("look into", &pair.path)(errno.into())),
         };
         let own = self.own;
@@ -137,27 +137,33 @@ impl Walk<'_> {
     ) -> Result<(), Error> {
         let look = at("look at", path);
         let Some(meta) = self.upper.meta(path).map_err(&look)? else { return Ok(()) };
-        if length(path) > LONGEST {
-            return self.refuse(path, meta.node, Refusal::TooLong);
-        }
-        if name == self.own {
-            return self.refuse(path, meta.node, Refusal::Reserved);
-        }
         let foreign = |attribute| Error::Foreign { path: path.to_owned(), attribute };
         let is_whiteout = self.upper.is_whiteout(path, &meta, marks).map_err(&look)?.map_err(foreign)?;
         let below = match if pair.has_below { self.below(path) } else { Ok(None) } {
             Err(Error::Io { source, .. }) if source.raw_os_error() == Some(Errno::EACCES as i32) => {
-                return self.refuse(path, meta.node, Refusal::Unreadable);
+                let what = if is_whiteout { What::Deleted } else { What::Modified };
+                return self.refuse(path, what, meta.node, Refusal::Unreadable);
             }
             other => other?,
         };
-        if is_whiteout {
-            return below.map_or(Ok(()), |below| self.deleted(path.to_owned(), &below, pair.refused));
+        let (what, node) = match &below {
+            None if is_whiteout => return Ok(()),
+            Some(below) if is_whiteout => (What::Deleted, below.node),
+            None => (What::Added, meta.node),
+            Some(below) if below.node == meta.node => (What::Modified, meta.node),
+            Some(_) => (What::Retyped, meta.node),
+        };
+        if length(path) > LONGEST {
+            return self.refuse(path, what, node, Refusal::TooLong);
         }
-        match meta.node {
-            Node::Directory => self.folder_entry(pair, path, &meta, below.as_ref(), todo),
-            Node::File | Node::Link => self.file_entry(pair, path, &meta, below.as_ref()),
-            Node::Fifo | Node::Socket | Node::Device => self.refuse(path, meta.node, Refusal::Special),
+        if name == self.own {
+            return self.refuse(path, what, node, Refusal::Reserved);
+        }
+        match (&below, meta.node) {
+            (Some(below), _) if is_whiteout => self.deleted(path.to_owned(), below, pair.refused),
+            (_, Node::Directory) => self.folder_entry(pair, path, &meta, below.as_ref(), todo),
+            (_, Node::File | Node::Link) => self.file_entry(pair, path, &meta, below.as_ref()),
+            (_, Node::Fifo | Node::Socket | Node::Device) => self.refuse(path, what, node, Refusal::Special),
         }
     }
 
@@ -173,7 +179,7 @@ impl Walk<'_> {
         let mut refused = pair.refused;
         if let Some(below) = same {
             if self.reach(path, |tree, path| tree.folder(path).map(drop)) == Err(Errno::EXDEV) {
-                return self.refuse(path, meta.node, Refusal::Mounted);
+                return self.refuse(path, What::Modified, meta.node, Refusal::Mounted);
             }
             self.folder_mode(path, meta, below, 0, refused)?;
         } else {
@@ -345,10 +351,10 @@ impl Walk<'_> {
         }
     }
 
-    fn refuse(&mut self, path: &Path, node: Node, why: Refusal) -> Result<(), Error> {
+    fn refuse(&mut self, path: &Path, what: What, node: Node, why: Refusal) -> Result<(), Error> {
         self.push(Change {
             path: path.to_owned(),
-            what: What::Added,
+            what,
             node,
             refused: Some(why),
             strips_set_id: false,

@@ -197,6 +197,21 @@ fn a_file_whose_time_is_to_come_was_not_changed_by_that() {
     assert!(matches!(run.apply(&options), Ok(Applied::Conflicts(_))));
 }
 
+#[test]
+fn what_is_refused_is_told_as_what_it_would_be() {
+    let (_folder, store, workspace) = case();
+    nix::unistd::mkfifo(&workspace.join("pipe"), Mode::S_IRWXU).unwrap();
+    let run = store.create(&workspace).unwrap();
+    for name in ["a", "new", "pipe"] {
+        nix::unistd::mkfifo(&run.upper().join(name), Mode::S_IRWXU).unwrap();
+    }
+    let changes = run.changes(&Protected::default()).unwrap();
+    let refused: Vec<_> = changes.iter().map(|change| (change.name(), change.what, change.refused)).collect();
+    let special = |name: &str, what| (name.to_owned(), what, Some(Refusal::Special));
+    let expected = [special("a", What::Retyped), special("new", What::Added), special("pipe", What::Modified)];
+    assert_eq!(refused, expected);
+}
+
 /// Another process's lock of a run, or of what is left of one.
 fn hold(store: &Path, name: &str) -> Flock<fs::File> {
     Flock::lock(fs::File::open(store.join(name)).unwrap(), FlockArg::LockExclusiveNonblock).unwrap()
