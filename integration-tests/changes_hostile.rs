@@ -210,6 +210,37 @@ fn apply_that_is_killed_anywhere_can_be_run_again() {
     }
 }
 
+#[test]
+fn no_folder_stays_open_that_was_opened_to_be_looked_into() {
+    for caller in callers() {
+        let mode = |job: &Job, path: &str| fs::metadata(job.workspace.join(path)).unwrap().mode() & 0o7777;
+        // One that goes with the folder around it, which the upper directory does not have.
+        let prepare = "mkdir -p gone/dark; echo 1 >gone/dark/f; chmod 0 gone/dark; echo 1 >b; echo 1 >c";
+        let job = handmade(caller, prepare, |upper| {
+            xattr::set(upper, "user.overlay.opaque", b"x").unwrap();
+            fs::write(upper.join("gone"), "").unwrap();
+            xattr::set(upper.join("gone"), "user.overlay.whiteout", b"").unwrap();
+            fs::write(upper.join("b"), "2").unwrap();
+            fs::write(upper.join("c"), "2").unwrap();
+        });
+        for path in ["b", "c"] {
+            job.changes(&["apply", "last", "--only", path]).expect_code(0);
+            assert_eq!(mode(&job, "gone/dark"), 0, "{path} as {caller:?}");
+        }
+        job.changes(&["apply", "last"]).expect_code(0);
+        assert!(!job.workspace.join("gone").exists());
+
+        // What is wanted of a folder is not what was changed of itself.
+        let mut job = Job::new(caller, "mkdir d; echo 1 >d/f; chmod 555 d");
+        if job.run("chmod 755 d; echo 2 >d/f; chmod 711 d") {
+            let applied = job.changes(&["apply", "last", "--only", "d/f"]).expect_code(0);
+            assert_eq!((applied.stdout.as_str(), mode(&job, "d")), ("M  d/f\n", 0o555));
+            job.changes(&["apply", "last"]).expect_code(0).expect_stdout("m  d/");
+            assert_eq!(mode(&job, "d"), 0o711);
+        }
+    }
+}
+
 /// One step of a command. Folders keep what their owner needs to look into them: without capabilities even root would not see
 /// what is in there.
 fn operation() -> impl Strategy<Value = String> {

@@ -2,7 +2,7 @@
 //! Shannot's own beside its place and renamed. Whatever is done stays done, and whoever comes again after a kill finds less
 //! to do. The order: what is new or changed, then what is gone, then permissions of folders, the deepest first.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
@@ -20,19 +20,13 @@ use super::content;
 use super::diff::{Anchor, Found};
 use super::error::{Error, at_errno};
 use super::remove::remove;
-use super::tree::{FOLDER, Meta, Tree, meta_at};
+use super::tree::{Meta, Permissions, Tree, meta_at};
 use super::upper::Upper;
+use crate::sys;
 
 /// What makes the file that is to be renamed.
 const NEW: OFlag =
     OFlag::O_WRONLY.union(OFlag::O_CREAT).union(OFlag::O_EXCL).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
-
-/// The permissions that a folder gets in the end.
-struct Final {
-    mode: u32,
-    /// Which folder is meant, where that is known.
-    identity: Option<(u64, u64)>,
-}
 
 pub(super) struct Apply<'a> {
     upper: &'a mut Upper,
@@ -41,31 +35,26 @@ pub(super) struct Apply<'a> {
     anchored: Tree,
     own: &'a OsStr,
     anchors: HashMap<u64, Anchor>,
-    finals: BTreeMap<PathBuf, Final>,
     /// The folder that was last seen to be writable.
     writable: Option<PathBuf>,
 }
 
 impl<'a> Apply<'a> {
     pub(super) fn new(upper: &'a mut Upper, workspace: Tree, own: &'a OsStr, found: &mut Found) -> nix::Result<Self> {
-        let root = workspace.root().try_clone_to_owned().map_err(|_| Errno::EMFILE)?;
+        let root = workspace.root().try_clone_to_owned().map_err(|error| sys::errno_of(&error))?;
         let anchors = std::mem::take(&mut found.anchors);
         let anchored = Tree::new(root)?;
-        Ok(Self { upper, workspace, anchored, own, anchors, finals: BTreeMap::new(), writable: None })
+        Ok(Self { upper, workspace, anchored, own, anchors, writable: None })
     }
 
     /// Applies what is not refused, and takes away what an interrupted apply left in `folders`.
-    pub(super) fn all(mut self, changes: &[Change], folders: &[PathBuf], opened: Vec<PathBuf>) -> Result<(), Error> {
-        let done = self.change_all(changes, folders, opened);
+    pub(super) fn all(mut self, changes: &[Change], folders: &[PathBuf]) -> Result<(), Error> {
+        let done = self.change_all(changes, folders);
         // No folder stays more open than it was because something else failed.
-        let finished = self.finish();
-        done.and(finished)
+        done.and(settle(&mut self.workspace))
     }
 
-    fn change_all(&mut self, changes: &[Change], folders: &[PathBuf], opened: Vec<PathBuf>) -> Result<(), Error> {
-        for path in opened {
-            self.close_again(path)?;
-        }
+    fn change_all(&mut self, changes: &[Change], folders: &[PathBuf]) -> Result<(), Error> {
         for folder in folders {
             self.clear(folder)?;
         }
@@ -79,29 +68,11 @@ impl<'a> Apply<'a> {
         Ok(())
     }
 
-    fn finish(&mut self) -> Result<(), Error> {
-        for (path, last) in std::mem::take(&mut self.finals).into_iter().rev() {
-            self.set_mode(&path, &last).map_err(swapped("set the permissions of", &path))?;
-        }
-        Ok(())
-    }
-
-    /// A folder without permissions that was opened up: the upper directory knows what it had, or shall have.
-    fn close_again(&mut self, path: PathBuf) -> Result<(), Error> {
-        let known = self.upper.meta(&path).map_err(super::error::at("look at", &path))?;
-        let now = self.workspace.meta(&path).map_err(at_errno("look at", &path))?;
-        if let (Some(known), Some(now)) = (known, now) {
-            let mode = known.mode & 0o1777 | now.mode & 0o6000;
-            self.finals.entry(path).or_insert(Final { mode, identity: None });
-        }
-        Ok(())
-    }
-
     fn clear(&mut self, folder: &Path) -> Result<(), Error> {
         let mut cleared = self.try_clear(folder);
         if cleared == Err(Errno::EACCES) {
             // It has its final permissions already.
-            cleared = self.open_up(folder).and_then(|()| self.try_clear(folder));
+            cleared = self.workspace.open_up(folder).and_then(|()| self.try_clear(folder));
         }
         match cleared {
             Ok(()) | Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EXDEV) => Ok(()),
@@ -117,23 +88,13 @@ impl<'a> Apply<'a> {
         }
     }
 
-    /// Until the end.
-    fn open_up(&mut self, folder: &Path) -> nix::Result<()> {
-        let mut opened = Vec::new();
-        self.workspace.open_up(folder, &mut opened)?;
-        opened.into_iter().try_for_each(|path| self.close_again(path).map_err(|_| Errno::EACCES))
-    }
-
     fn make(&mut self, change: &Change) -> Result<(), Error> {
         let path = &change.path;
         self.open_for_writing(path.parent().unwrap_or(Path::new(""))).map_err(swapped("write in", path))?;
         match change.node {
             Node::Directory => self.make_folder(change).map_err(swapped("make", path)),
             Node::Link => self.make_link(change).map_err(swapped("make", path)),
-            _ => self.make_file(change).map_err(|error| match error.raw_os_error() {
-                Some(errno) => swapped("write", path)(Errno::from_raw(errno)),
-                None => super::error::at("write", path)(error),
-            }),
+            _ => self.make_file(change).map_err(|error| swapped("write", path)(sys::errno_of(&error))),
         }
     }
 
@@ -144,14 +105,14 @@ impl<'a> Apply<'a> {
         }
         let mode = self.workspace.folder(folder).and_then(fstat).map(|stat| stat.st_mode);
         if !matches!(mode, Ok(mode) if mode & 0o300 == 0o300) {
-            self.open_up(folder)?;
+            self.workspace.open_up(folder)?;
         }
         self.writable = Some(folder.to_owned());
         Ok(())
     }
 
     fn make_folder(&mut self, change: &Change) -> nix::Result<()> {
-        let mut last = Final { mode: change.mode, identity: change.identity };
+        let mut last = Permissions { mode: change.mode, identity: change.identity, are_old: false };
         if change.what != What::Mode {
             let (folder, name) = self.workspace.parent(&change.path)?;
             if change.what == What::Retyped {
@@ -166,7 +127,7 @@ impl<'a> Apply<'a> {
             last.mode |= made.mode & 0o2000;
             last.identity = Some(made.identity());
         }
-        self.finals.insert(change.path.clone(), last);
+        self.workspace.settle_on(change.path.clone(), last);
         Ok(())
     }
 
@@ -217,26 +178,11 @@ impl<'a> Apply<'a> {
         }
         remove(folder, name)
     }
+}
 
-    fn set_mode(&mut self, path: &Path, last: &Final) -> nix::Result<()> {
-        let Some(meta) = self.workspace.meta(path)? else { return Err(Errno::ENOENT) };
-        if meta.node != Node::Directory || last.identity.is_some_and(|identity| identity != meta.identity()) {
-            return Err(Errno::ENOTDIR);
-        }
-        let held = if path.as_os_str().is_empty() {
-            openat(self.workspace.root(), ".", FOLDER, Mode::empty())
-        } else {
-            let (folder, name) = self.workspace.parent(path)?;
-            openat(folder, name, FOLDER, Mode::empty())
-        };
-        match held {
-            Ok(held) if Meta::from(fstat(&held)?).identity() != meta.identity() => Err(Errno::ENOTDIR),
-            Ok(held) => fchmod(&held, Mode::from_bits_truncate(last.mode)),
-            // Its owner alone can be refused, who harms nobody by what is put in its place.
-            Err(Errno::EACCES) => self.workspace.chmod(path, last.mode),
-            Err(errno) => Err(errno),
-        }
-    }
+/// [`Tree::settle`], with the error that it is.
+pub(super) fn settle(workspace: &mut Tree) -> Result<(), Error> {
+    workspace.settle().map_err(|(path, errno)| swapped("set the permissions of", &path)(errno))
 }
 
 /// The owner of what is replaced stays its owner, where the caller can see to that; what is new is the caller's.
@@ -296,9 +242,13 @@ fn put(folder: BorrowedFd<'_>, own: &OsStr, name: &OsStr, change: &Change) -> ni
 /// What these errors mean in a tree that was looked at before.
 fn swapped(verb: &'static str, path: &Path) -> impl Fn(Errno) -> Error {
     move |errno| match errno {
-        Errno::ENOENT | Errno::ENOTDIR | Errno::EISDIR | Errno::EEXIST | Errno::ELOOP | Errno::ENOTEMPTY => {
-            Error::Swapped(path.to_owned())
-        }
+        Errno::ENOENT
+        | Errno::ENOTDIR
+        | Errno::EISDIR
+        | Errno::EEXIST
+        | Errno::ELOOP
+        | Errno::ENOTEMPTY
+        | Errno::ESTALE => Error::Swapped(path.to_owned()),
         errno => at_errno(verb, path)(errno),
     }
 }

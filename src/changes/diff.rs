@@ -42,8 +42,6 @@ pub(super) struct Found {
     pub(super) anchors: HashMap<u64, Anchor>,
     /// Folders of the upper directory that are folders of the workspace, where an interrupted apply may have left something.
     pub(super) folders: Vec<PathBuf>,
-    /// Folders of the workspace that were opened up to be looked into; only after an interrupted apply.
-    pub(super) opened: Vec<PathBuf>,
 }
 
 /// A file of the workspace: its path, device and inode.
@@ -329,7 +327,7 @@ impl Walk<'_> {
     fn reach<T>(&mut self, path: &Path, look: impl Fn(&mut Tree, &Path) -> nix::Result<T>) -> nix::Result<T> {
         match look(self.workspace, path) {
             Err(Errno::EACCES) if self.may_open => {
-                self.workspace.open_up(path, &mut self.found.opened)?;
+                self.workspace.open_up(path)?;
                 look(self.workspace, path)
             }
             result => result,

@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::fcntl::{Flock, OFlag, openat};
 use nix::sys::stat::Mode;
 
-use super::apply::{Apply, own_name};
+use super::apply::{Apply, own_name, settle};
 use super::artifact::{self, LeftOut};
 use super::change::{Change, Node, Protected, What};
 use super::diff::{Found, Since, Walk};
@@ -113,17 +113,16 @@ impl Run {
         let mut found = self.find(&mut upper, &mut workspace, options.protected, is_begun)?;
         let mut changes = std::mem::take(&mut found.changes);
         select(&mut changes, &only)?;
-        let (folders, opened) = (std::mem::take(&mut found.folders), std::mem::take(&mut found.opened));
-        let own = own_name(&self.id);
-        let prepare = at_errno("prepare", &self.record.workspace);
-        let apply = Apply::new(&mut upper, workspace, &own, &mut found).map_err(prepare)?;
         if !options.force && changes.iter().any(|change| change.conflict) {
-            apply.all(&[], &[], opened)?;
+            settle(&mut workspace)?;
             changes.retain(|change| change.conflict);
             return Ok(Applied::Conflicts(changes));
         }
+        let own = own_name(&self.id);
+        let prepare = at_errno("prepare", &self.record.workspace);
+        let apply = Apply::new(&mut upper, workspace, &own, &mut found).map_err(prepare)?;
         self.set_state(State::Applying)?;
-        apply.all(&changes, &folders, opened)?;
+        apply.all(&changes, &found.folders)?;
         if only.is_empty() {
             self.set_state(State::Applied)?;
         }

@@ -9,6 +9,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{Mode, SFlag, mknod};
 
 use super::remove::remove;
+use super::tree::{Permissions, Tree};
 use super::{Applied, Change, Error, Node, Options, Protected, Record, Refusal, Run, Store, What, printable};
 
 /// Says why a test can't be made here; an error where nothing may be skipped.
@@ -210,6 +211,40 @@ fn what_is_refused_is_told_as_what_it_would_be() {
     let special = |name: &str, what| (name.to_owned(), what, Some(Refusal::Special));
     let expected = [special("a", What::Retyped), special("new", What::Added), special("pipe", What::Modified)];
     assert_eq!(refused, expected);
+}
+
+#[test]
+fn folders_that_were_opened_up_get_back_what_they_had_whatever_fails() {
+    let (_folder, _store, workspace) = case();
+    let mode = |path: &str| fs::metadata(workspace.join(path)).unwrap().mode() & 0o7777;
+    let shut = |path: &str| fs::set_permissions(workspace.join(path), fs::Permissions::from_mode(0o500)).unwrap();
+    let open = || {
+        let mut tree = Tree::open(&fs::canonicalize(&workspace).unwrap()).unwrap();
+        tree.open_up(Path::new("d/e")).unwrap();
+        assert_eq!((mode("d"), mode("d/e")), (0o700, 0o700));
+        tree
+    };
+    shut("d/e");
+    shut("d");
+    drop(open());
+    assert_eq!((mode("d"), mode("d/e")), (0o500, 0o500));
+    // One that has gone is no failure, nor is it whatever has its name.
+    let mut tree = open();
+    fs::rename(workspace.join("d/e"), workspace.join("away")).unwrap();
+    fs::create_dir(workspace.join("d/e")).unwrap();
+    fs::set_permissions(workspace.join("d/e"), fs::Permissions::from_mode(0o755)).unwrap();
+    tree.settle().unwrap();
+    assert_eq!((mode("d"), mode("d/e")), (0o500, 0o755));
+    // What is wanted comes first, and its failure keeps nothing else open.
+    shut("d/e");
+    let mut tree = open();
+    let wanted = |identity| Permissions { mode: 0o711, identity, are_old: false };
+    tree.settle_on("d/e".into(), wanted(Some((0, 0))));
+    assert_eq!(tree.settle(), Err(("d/e".into(), nix::errno::Errno::ENOTDIR)));
+    assert_eq!(mode("d"), 0o500);
+    tree.settle_on("d/e".into(), wanted(None));
+    drop(tree);
+    assert_eq!(mode("d/e"), 0o711);
 }
 
 /// Another process's lock of a run, or of what is left of one.

@@ -1,6 +1,7 @@
 //! A folder tree that somebody else may be changing: reached step by step from one descriptor, and never by a path that
 //! the kernel would follow links in. At most three descriptors are held, however deep it goes.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,7 +12,7 @@ use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open, openat, readlinkat};
 use nix::libc;
-use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmodat, fstat, fstatat};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmod, fchmodat, fstat, fstatat};
 use nix::unistd::geteuid;
 
 use super::change::Node;
@@ -86,7 +87,18 @@ impl Meta {
     }
 }
 
-/// A tree below one folder. Paths are relative to it; the empty one is the folder itself.
+/// The permissions that a folder gets in the end.
+#[derive(Debug)]
+pub(super) struct Permissions {
+    pub(super) mode: u32,
+    /// Which folder is meant, where that is known.
+    pub(super) identity: Option<(u64, u64)>,
+    /// Those that it had before it was opened up. That it has gone since is no failure.
+    pub(super) are_old: bool,
+}
+
+/// A tree below one folder. Paths are relative to it; the empty one is the folder itself. However it ends, no folder stays
+/// more open than it was.
 #[derive(Debug)]
 pub(super) struct Tree {
     root: OwnedFd,
@@ -95,13 +107,15 @@ pub(super) struct Tree {
     /// Where it was last, and the descriptor of that folder.
     at: PathBuf,
     folder: Option<OwnedFd>,
+    /// Of folders that were opened up, or made, in a way that their permissions may not allow.
+    pending: BTreeMap<PathBuf, Permissions>,
 }
 
 impl Tree {
     /// Of the folder that a descriptor names.
     pub(super) fn new(root: OwnedFd) -> nix::Result<Self> {
         let mount = sys::mount_id(root.as_fd())?;
-        Ok(Self { root, mount, at: PathBuf::new(), folder: None })
+        Ok(Self { root, mount, at: PathBuf::new(), folder: None, pending: BTreeMap::new() })
     }
 
     /// Of the folder at an absolute path without links, `.` and `..`. ENOTDIR and ELOOP for one that has some.
@@ -172,8 +186,8 @@ impl Tree {
         chmod_at(folder, name, mode)
     }
 
-    /// Lets the owner into each folder on a path, and into the last one. Those that were changed are added to `opened`.
-    pub(super) fn open_up(&mut self, path: &Path, opened: &mut Vec<PathBuf>) -> nix::Result<()> {
+    /// Lets the owner into each folder on a path, and into the last one, until [`Tree::settle`].
+    pub(super) fn open_up(&mut self, path: &Path) -> nix::Result<()> {
         let mut folder = PathBuf::new();
         let steps = std::iter::once(OsStr::new("")).chain(path.iter());
         for step in steps {
@@ -181,11 +195,51 @@ impl Tree {
             let Some(meta) = self.meta(&folder)? else { return Ok(()) };
             let is_shut = meta.node == Node::Directory && meta.mode & 0o700 != 0o700;
             if is_shut && meta.uid == geteuid().as_raw() {
+                let old = Permissions { mode: meta.mode, identity: Some(meta.identity()), are_old: true };
+                self.pending.entry(folder.clone()).or_insert(old);
                 self.chmod(&folder, meta.mode | 0o700)?;
-                opened.push(folder.clone());
             }
         }
         Ok(())
+    }
+
+    /// Says what permissions a folder gets from [`Tree::settle`], whatever it had.
+    pub(super) fn settle_on(&mut self, path: PathBuf, permissions: Permissions) {
+        self.pending.insert(path, permissions);
+    }
+
+    /// Gives folders their permissions, the deepest first: those above may shut the way to them. Goes on after a failure; the
+    /// first one is returned with its path.
+    pub(super) fn settle(&mut self) -> Result<(), (PathBuf, Errno)> {
+        let mut failed = None;
+        for (path, last) in std::mem::take(&mut self.pending).into_iter().rev() {
+            match self.set_permissions(&path, &last) {
+                Err(Errno::ENOENT | Errno::ENOTDIR) if last.are_old => {}
+                Err(errno) => drop(failed.get_or_insert((path, errno))),
+                Ok(()) => {}
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn set_permissions(&mut self, path: &Path, last: &Permissions) -> nix::Result<()> {
+        let Some(meta) = self.meta(path)? else { return Err(Errno::ENOENT) };
+        if meta.node != Node::Directory || last.identity.is_some_and(|identity| identity != meta.identity()) {
+            return Err(Errno::ENOTDIR);
+        }
+        let held = if path.as_os_str().is_empty() {
+            openat(self.root(), ".", FOLDER, Mode::empty())
+        } else {
+            let (folder, name) = self.parent(path)?;
+            openat(folder, name, FOLDER, Mode::empty())
+        };
+        match held {
+            Ok(held) if Meta::from(fstat(&held)?).identity() != meta.identity() => Err(Errno::ENOTDIR),
+            Ok(held) => fchmod(&held, Mode::from_bits_truncate(last.mode)),
+            // Its owner alone can be refused, who harms nobody by what is put in its place.
+            Err(Errno::EACCES) => self.chmod(path, last.mode),
+            Err(errno) => Err(errno),
+        }
     }
 
     /// Names in a folder, sorted.
@@ -216,6 +270,14 @@ impl Tree {
     pub(super) fn link(&mut self, path: &Path) -> nix::Result<OsString> {
         let (folder, name) = self.parent(path)?;
         readlinkat(folder, name)
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        if self.settle().is_err() {
+            // Something else has failed before, and is what is said.
+        }
     }
 }
 
