@@ -17,6 +17,7 @@ use nix::unistd::symlinkat;
 use super::apply::rename_to_new;
 use super::change::Node;
 use super::content;
+use super::diff::MOST_BYTES;
 use super::error::{Error, at, at_errno};
 use super::remove::remove;
 use super::tree::{FOLDER, LONGEST, Meta, Tree, length, meta_at};
@@ -110,10 +111,10 @@ impl Merged<'_> {
         let look = at_errno("look into", &folder.path);
         let mut names = BTreeSet::new();
         if folder.upper.is_some() {
-            names.extend(self.upper.tree.names(&folder.path).map_err(&look)?);
+            names.extend(self.upper.tree.names(&folder.path, MOST_BYTES).map_err(&look)?);
         }
         if folder.has_lower {
-            names.extend(self.workspace.names(&folder.path).map_err(&look)?);
+            names.extend(self.workspace.names(&folder.path, MOST_BYTES).map_err(&look)?);
         }
         Ok(names)
     }

@@ -1,9 +1,10 @@
-//! What is in the upper directory beside the workspace: a walk that changes nothing in the workspace. Its memory is that
-//! of the changes; it holds a few descriptors, however deep the trees are.
+//! What is in the upper directory beside the workspace: a walk that changes nothing in the workspace. What it keeps in memory
+//! is counted (`MOST_BYTES`); it holds a few descriptors, however deep the trees are.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -14,8 +15,9 @@ use super::error::{Error, at};
 use super::tree::{LONGEST, Meta, Tree, length};
 use super::upper::{FolderMarks, Upper};
 
-/// Bytes that all paths of changes may have together: a hostile command must not fill the memory.
-const MOST_BYTES: usize = 256 << 20;
+/// Bytes that changes, and the names of the folder that is looked into, may have together: neither a hostile command nor a
+/// hostile workspace must fill the memory.
+pub(super) const MOST_BYTES: usize = 256 << 20;
 
 /// What tells the host's own changes from the run's.
 #[derive(Debug, Clone, Copy)]
@@ -64,10 +66,15 @@ pub(super) struct Walk<'a> {
     pub(super) upper: &'a mut Upper,
     pub(super) workspace: &'a mut Tree,
     pub(super) protected: &'a Protected,
+    /// What is listed, with all in it; everything if there is nothing.
+    pub(super) only: &'a BTreeSet<PathBuf>,
     pub(super) since: Since,
+    /// The run's name.
+    pub(super) run: &'a str,
     /// The name that apply gives to what is not finished.
     pub(super) own: &'a OsStr,
     pub(super) found: Found,
+    /// Memory of what was found so far, and of what is still to be looked into.
     pub(super) bytes: usize,
     /// Folders of the workspace without permissions may be opened up.
     pub(super) may_open: bool,
@@ -82,6 +89,7 @@ impl Walk<'_> {
         self.folder_mode(&root, &upper, &below, 0o6000, None)?;
         let mut todo = vec![Pair { path: root, mode: upper.mode, is_merged: true, has_below: true, refused: None }];
         while let Some(pair) = todo.pop() {
+            self.bytes = self.bytes.saturating_sub(cost(&pair.path, size_of::<Pair>()));
             self.folder(pair, &mut todo)?;
         }
         self.found.changes.sort_by(|one, other| one.path.cmp(&other.path));
@@ -94,8 +102,13 @@ impl Walk<'_> {
         let foreign = |attribute| Error::Foreign { path: path.clone(), attribute };
         let marks = self.upper.folder_marks(&path).map_err(&look)?.map_err(foreign)?;
         pair.is_merged &= !marks.is_opaque;
-        let names = self.upper.tree.names(&path).map_err(|errno| look(errno.into()))?;
+        let names = match self.upper.tree.names(&path, self.room()) {
+            Ok(names) => names,
+            Err(Errno::E2BIG) => return Err(self.too_many()),
+            Err(errno) => return Err(look(errno.into())),
+        };
         if pair.has_below && self.may_open {
+            self.count(cost(&path, size_of::<PathBuf>()))?;
             self.found.folders.push(path.clone());
         }
         if pair.has_below && !pair.is_merged {
@@ -110,9 +123,13 @@ impl Walk<'_> {
     /// What the workspace has in a folder that the run has made anew.
     fn covered(&mut self, pair: &Pair, names: &[OsString]) -> Result<(), Error> {
         let kept: HashSet<&OsString> = names.iter().collect();
-        let others = match self.reach(&pair.path, |tree, path| tree.names(path)) {
+        let room = self.room();
+        let others = match self.reach(&pair.path, |tree, path| tree.names(path, room)) {
             Ok(names) => names,
-            Err(Errno::EACCES) => return self.refuse(&pair.path, What::Modified, Node::Directory, Refusal::Unreadable),
+            Err(Errno::E2BIG) => return Err(self.too_many()),
+            Err(Errno::EACCES) => {
+                return self.refuse(&pair.path, What::Modified, Node::Directory, Refusal::Unreadable);
+            }
             Err(errno) => return Err(at("look into", &pair.path)(errno.into())),
         };
         let own = self.own;
@@ -192,6 +209,7 @@ impl Walk<'_> {
         }
         let (mode, is_merged, has_below) =
             (meta.mode, pair.is_merged && below.is_none_or(|_| same.is_some()), same.is_some());
+        self.count(cost(path, size_of::<Pair>()))?;
         todo.push(Pair { path: path.to_owned(), mode, is_merged, has_below, refused });
         Ok(())
     }
@@ -272,7 +290,10 @@ impl Walk<'_> {
         }
         let is_protected = self.protected.refuses(path, Some(Node::File));
         if meta.links > 1 && !is_protected {
-            let anchor = self.found.anchors.entry(meta.inode).or_insert_with(|| (path.to_owned(), below.identity()));
+            let anchor = self.found.anchors.entry(meta.inode).or_insert_with(|| {
+                self.bytes += cost(path, size_of::<(u64, Anchor)>());
+                (path.to_owned(), below.identity())
+            });
             return Ok((anchor.1 != below.identity()).then_some(What::Modified));
         }
         Ok(None)
@@ -296,13 +317,22 @@ impl Walk<'_> {
     /// What speaks against taking away a folder of the workspace: files in it that were changed meanwhile, or that can't be
     /// seen. Folders themselves are not asked: apply changes their times.
     fn examine(&mut self, folder: &Path) -> Result<(Option<Refusal>, bool), Error> {
+        let before = self.bytes;
+        let result = self.look_through(folder);
+        self.bytes = before;
+        result
+    }
+
+    fn look_through(&mut self, folder: &Path) -> Result<(Option<Refusal>, bool), Error> {
         let mut todo = vec![folder.to_owned()];
         while let Some(path) = todo.pop() {
             if length(&path) > LONGEST {
                 return Ok((Some(Refusal::TooLong), false));
             }
-            let names = match self.reach(&path, |tree, path| tree.names(path)) {
+            let room = self.room();
+            let names = match self.reach(&path, |tree, path| tree.names(path, room)) {
                 Ok(names) => names,
+                Err(Errno::E2BIG) => return Err(self.too_many()),
                 Err(Errno::EXDEV) => return Ok((Some(Refusal::Mounted), false)),
                 Err(Errno::EACCES) => return Ok((Some(Refusal::Unreadable), false)),
                 Err(errno) => return Err(at("look into", &path)(errno.into())),
@@ -310,7 +340,10 @@ impl Walk<'_> {
             for name in names {
                 let path = path.join(name);
                 match self.below(&path)? {
-                    Some(meta) if meta.node == Node::Directory => todo.push(path),
+                    Some(meta) if meta.node == Node::Directory => {
+                        self.count(cost(&path, size_of::<PathBuf>()))?;
+                        todo.push(path);
+                    }
                     Some(meta) if self.since.was_changed(&meta) => return Ok((None, true)),
                     _ => {}
                 }
@@ -363,13 +396,44 @@ impl Walk<'_> {
     }
 
     fn push(&mut self, mut change: Change) -> Result<(), Error> {
+        if !self.is_selected(&change) {
+            return Ok(());
+        }
         // What is not touched is in nobody's way.
         change.conflict &= change.refused.is_none();
-        self.bytes += length(&change.path) + size_of::<Change>();
-        if self.bytes > MOST_BYTES {
-            return Err(Error::TooMany);
-        }
+        self.count(cost(&change.path, size_of::<Change>()))?;
         self.found.changes.push(change);
         Ok(())
     }
+
+    /// What is asked for, and the new folders that it lies in.
+    fn is_selected(&self, change: &Change) -> bool {
+        let is_new_folder = change.node == Node::Directory && matches!(change.what, What::Added | What::Retyped);
+        // What is in a folder follows it.
+        let from = (Bound::Included(change.path.as_path()), Bound::Unbounded);
+        let leads_to_one =
+            || self.only.range::<Path, _>(from).next().is_some_and(|path| path.starts_with(&change.path));
+        self.only.is_empty()
+            || change.path.ancestors().any(|path| self.only.contains(path))
+            || (is_new_folder && leads_to_one())
+    }
+
+    fn count(&mut self, bytes: usize) -> Result<(), Error> {
+        self.bytes += bytes;
+        if self.bytes > MOST_BYTES { Err(self.too_many()) } else { Ok(()) }
+    }
+
+    /// Bytes that there are for the names of a folder.
+    fn room(&self) -> usize {
+        MOST_BYTES.saturating_sub(self.bytes)
+    }
+
+    fn too_many(&self) -> Error {
+        Error::TooMany { run: self.run.to_owned(), most: MOST_BYTES }
+    }
+}
+
+/// The memory of what has a path.
+fn cost(path: &Path, size: usize) -> usize {
+    length(path) + size
 }

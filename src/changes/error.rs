@@ -27,9 +27,14 @@ pub enum Error {
         /// Without its name space.
         attribute: Foreign,
     },
-    /// The changes of a hostile command.
-    #[error("there are more changes than can be listed")]
-    TooMany,
+    /// The changes of a hostile command, or a workspace that is one.
+    #[error("cannot list the changes of run {run}: their names take more than {} MiB", .most >> 20)]
+    TooMany {
+        /// Whose.
+        run: String,
+        /// Bytes that they may have.
+        most: usize,
+    },
     /// Somebody changes the workspace while it is written.
     #[error("{0:?} was replaced in the workspace meanwhile")]
     Swapped(PathBuf),
@@ -120,6 +125,9 @@ impl Error {
                  discard the run"
                     .to_owned(),
             ),
+            Error::TooMany { run, .. } => {
+                Some(format!("a part of them may be few enough: `shannot changes apply {run} --only PATH`"))
+            }
             Error::Exists(_) => Some("remove it, or name another place: --artifact PATH:DEST".to_owned()),
             Error::NoFolder(_) => {
                 Some("links in a workspace are not followed: --artifact PATH:DEST names another place".to_owned())

@@ -1,5 +1,6 @@
 //! One run's changes: what there is to show, apply and copy out.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -10,7 +11,7 @@ use nix::sys::stat::Mode;
 
 use super::apply::{Apply, own_name, settle};
 use super::artifact::{self, LeftOut};
-use super::change::{Change, Node, Protected, What};
+use super::change::{Change, Protected};
 use super::diff::{Found, Since, Walk};
 use super::error::{Error, at, at_errno};
 use super::record::{Record, State};
@@ -95,7 +96,7 @@ impl Run {
     /// [`Error::OtherWorkspace`], [`Error::Foreign`], [`Error::TooMany`], and those of reading.
     pub fn changes(&self, protected: &Protected) -> Result<Vec<Change>, Error> {
         let (mut upper, mut workspace) = (self.open_upper()?, self.open_workspace()?);
-        self.find(&mut upper, &mut workspace, protected, false).map(|found| found.changes)
+        self.find(&mut upper, &mut workspace, protected, &BTreeSet::new(), false).map(|found| found.changes)
     }
 
     /// Makes the workspace what the command saw. It can be interrupted at any moment, and run again.
@@ -107,12 +108,12 @@ impl Run {
         if self.record.state == State::Applied && !options.force {
             return Ok(Applied::Before);
         }
-        let only = options.only.iter().map(|path| self.inside(path)).collect::<Result<Vec<_>, _>>()?;
+        let only = options.only.iter().map(|path| self.inside(path)).collect::<Result<BTreeSet<_>, _>>()?;
         let (mut upper, mut workspace) = (self.open_upper()?, self.open_workspace()?);
         let is_begun = self.is_begun();
-        let mut found = self.find(&mut upper, &mut workspace, options.protected, is_begun)?;
+        let mut found = self.find(&mut upper, &mut workspace, options.protected, &only, is_begun)?;
         let mut changes = std::mem::take(&mut found.changes);
-        select(&mut changes, &only)?;
+        check_selected(&changes, &only)?;
         if !options.force && changes.iter().any(|change| change.conflict) {
             settle(&mut workspace)?;
             changes.retain(|change| change.conflict);
@@ -156,11 +157,13 @@ impl Run {
         upper: &mut Upper,
         workspace: &mut Tree,
         protected: &Protected,
+        only: &BTreeSet<PathBuf>,
         may_open: bool,
     ) -> Result<Found, Error> {
         let since = Since { start: self.record.start, is_begun: self.is_begun() };
         let own = &own_name(&self.id);
-        Walk { upper, workspace, protected, since, own, found: Found::default(), bytes: 0, may_open }.all()
+        let (run, found) = (self.id.as_str(), Found::default());
+        Walk { upper, workspace, protected, only, since, run, own, found, bytes: 0, may_open }.all()
     }
 
     fn open_upper(&self) -> Result<Upper, Error> {
@@ -201,19 +204,14 @@ impl Run {
     }
 }
 
-/// Keeps what is asked for, and the new folders that it lies in.
-fn select(changes: &mut Vec<Change>, only: &[PathBuf]) -> Result<(), Error> {
-    if only.is_empty() {
-        return Ok(());
-    }
+/// There must be something of each path that was asked for.
+fn check_selected(changes: &[Change], only: &BTreeSet<PathBuf>) -> Result<(), Error> {
     for path in only {
-        if !changes.iter().any(|change| change.path.starts_with(path)) {
+        // What is in a folder follows it.
+        let next = changes.partition_point(|change| change.path < *path);
+        if !changes.get(next).is_some_and(|change| change.path.starts_with(path)) {
             return Err(Error::NotChanged(path.clone()));
         }
     }
-    changes.retain(|change| {
-        let is_around = change.node == Node::Directory && matches!(change.what, What::Added | What::Retyped);
-        only.iter().any(|path| change.path.starts_with(path) || (is_around && path.starts_with(&change.path)))
-    });
     Ok(())
 }

@@ -247,6 +247,15 @@ fn folders_that_were_opened_up_get_back_what_they_had_whatever_fails() {
     assert_eq!(mode("d/e"), 0o711);
 }
 
+#[test]
+fn no_folder_has_more_names_than_there_is_memory_for() {
+    let (_folder, _store, workspace) = case();
+    let mut tree = Tree::open(&fs::canonicalize(&workspace).unwrap()).unwrap();
+    let size = size_of::<std::ffi::OsString>() + 1;
+    assert_eq!(tree.names(Path::new("d"), 2 * size).unwrap(), ["e", "f"]);
+    assert_eq!(tree.names(Path::new("d"), 2 * size - 1), Err(nix::errno::Errno::E2BIG));
+}
+
 /// Another process's lock of a run, or of what is left of one.
 fn hold(store: &Path, name: &str) -> Flock<fs::File> {
     Flock::lock(fs::File::open(store.join(name)).unwrap(), FlockArg::LockExclusiveNonblock).unwrap()

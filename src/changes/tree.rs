@@ -242,12 +242,18 @@ impl Tree {
         }
     }
 
-    /// Names in a folder, sorted.
-    pub(super) fn names(&mut self, path: &Path) -> nix::Result<Vec<OsString>> {
+    /// Names in a folder, sorted. E2BIG where they take more than so many bytes of memory.
+    pub(super) fn names(&mut self, path: &Path, most: usize) -> nix::Result<Vec<OsString>> {
         let mut names = Vec::new();
+        let mut bytes = 0;
         let mut folder = Dir::openat(self.folder(path)?, ".", FOLDER, Mode::empty())?;
         for entry in folder.iter() {
-            names.extend(name_of(entry?.file_name().to_bytes()));
+            let Some(name) = name_of(entry?.file_name().to_bytes()) else { continue };
+            bytes += size_of::<OsString>() + name.len();
+            if bytes > most {
+                return Err(Errno::E2BIG);
+            }
+            names.push(name);
         }
         names.sort();
         Ok(names)
