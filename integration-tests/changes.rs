@@ -36,7 +36,7 @@ pub fn own_all(path: &Path, caller: Caller) {
 }
 
 /// Gives the store and its runs to a user, but not what is in their upper directories.
-fn give(state: &Path, user: u32) {
+pub fn give(state: &Path, user: u32) {
     let inside = |path: PathBuf| fs::read_dir(path).into_iter().flatten().map(|entry| entry.unwrap().path());
     let runs = state.join("shannot/runs");
     let folders = [state.to_owned(), state.join("shannot"), runs.clone()].into_iter().filter(|path| path.exists());
@@ -364,108 +364,6 @@ fn an_index_that_looking_has_written_is_told_from_work() {
         outside(caller, &job.workspace, "echo mine >a").expect_code(0);
         let refused = job.changes(&["apply", "last"]).expect_code(1).expect_stderr("hint: --force");
         assert!(!refused.stderr.contains("git status"), "{refused:?}");
-    }
-}
-
-#[test]
-fn artifacts_are_copied_from_what_the_command_saw() {
-    for caller in callers() {
-        let mut job = Job::new(caller, "mkdir -p out/sub gone; echo old >out/old; echo 1 >out/sub/low; echo 1 >gone/f");
-        let script = "echo new >out/new; rm out/old; echo 2 >out/sub/up; ln -s sub/up out/good; ln -s ../.. out/evil; \
-                      ln -s /etc/shadow out/shadow; ln -s sub/../../x out/crooked; mkfifo out/pipe; rm -r gone; \
-                      echo s >suid; chmod 4755 suid; ln -s /etc/shadow top; ln -s suid fine; \
-                      mkdir shut up; echo 1 >shut/f; chmod 0 shut; ln -s ../suid up/link";
-        if !job.run(script) {
-            continue;
-        }
-        give(&job.state, nix::unistd::geteuid().as_raw());
-        let run = Store::at(&job.state).unwrap().open("last").unwrap();
-        let to = job.scratch.folder("artifacts", Caller::Own);
-        let copy = |from: &str, name: &str| run.artifact(Path::new(from), Some(&to.join(name)));
-        let left = copy("out", "out").unwrap();
-        let left: Vec<_> = left.iter().map(|left| left.path.to_str().unwrap()).collect();
-        assert_eq!(left, ["out/crooked", "out/evil", "out/pipe", "out/shadow"]);
-        let names: Vec<PathBuf> = listing(&to.join("out")).into_keys().collect();
-        assert_eq!(names, ["", "good", "new", "sub", "sub/low", "sub/up"].map(PathBuf::from));
-        assert_eq!(copy("suid", "suid").unwrap(), []);
-        assert_eq!(fs::metadata(to.join("suid")).unwrap().mode() & 0o7777, 0o755);
-        assert_eq!(copy("top", "top").unwrap().len(), 1);
-        assert_eq!(copy("fine", "fine").unwrap(), []);
-        assert_eq!(fs::read_link(to.join("fine")).unwrap(), Path::new("suid"));
-        assert!(fs::symlink_metadata(to.join("top")).is_err());
-        assert_eq!(copy("shut", "shut").unwrap(), []);
-        assert!(listing(&to.join("shut")).contains_key(Path::new("f")));
-        for missing in ["gone", "gone/f", "out/old", "top/x", "out/good/x", "nothing"] {
-            copy(missing, "x").unwrap_err();
-        }
-        assert!(copy("../x", "x").unwrap_err().to_string().contains("is not in the workspace"));
-        // What is there stays, and a link there is not followed.
-        std::os::unix::fs::symlink("/tmp/shannot-escaped", to.join("trap")).unwrap();
-        assert!(copy("suid", "trap").is_err() && copy("out", "trap").is_err() && copy("suid", "fine").is_err());
-        assert!(!Path::new("/tmp/shannot-escaped").exists());
-        // Elsewhere, what a link leads up to is another's.
-        assert_eq!(copy("up/link", "up").unwrap().len(), 1);
-        assert_eq!(listing(&to).keys().filter(|path| path.starts_with("up")).count(), 0);
-        // Nothing is left of what fails.
-        assert!(
-            fs::read_dir(&to).unwrap().all(|entry| !entry.unwrap().file_name().display().to_string().starts_with('.'))
-        );
-    }
-}
-
-#[test]
-fn an_artifact_in_the_workspace_makes_its_folders_and_follows_no_link() {
-    for caller in callers() {
-        let mut job = Job::new(caller, "mkdir victim shut; echo 1 >plain; chmod 555 shut");
-        let victim = job.scratch.folder("victim", caller);
-        std::os::unix::fs::symlink(&victim, job.workspace.join("out")).unwrap();
-        std::os::unix::fs::symlink("victim", job.workspace.join("near")).unwrap();
-        let script = "rm out near plain; mkdir -p out near plain target/release; umask 077; mkdir -p target/release/own; umask 022; \
-                      for f in out/key near/key plain/key target/release/app target/release/own/key shut; do [ -d $f ] || echo made >$f; done";
-        if !job.run(script) {
-            continue;
-        }
-        give(&job.state, nix::unistd::geteuid().as_raw());
-        let run = Store::at(&job.state).unwrap().open("last").unwrap();
-        let copy = |path: &str| run.artifact(Path::new(path), None);
-        for path in ["out/key", "near/key", "plain/key"] {
-            let error = copy(path).unwrap_err();
-            assert!(error.to_string().contains("it is a link, a file") && error.hint().is_some(), "{error}");
-        }
-        assert_eq!(
-            fs::read_dir(&victim).unwrap().count() + fs::read_dir(job.workspace.join("victim")).unwrap().count(),
-            0
-        );
-        for path in ["target/release/app", "target/release/own/key"] {
-            assert_eq!(copy(path).unwrap(), []);
-            assert_eq!(fs::read_to_string(job.workspace.join(path)).unwrap(), "made\n");
-        }
-        let mode = |path: &str| fs::metadata(job.workspace.join(path)).unwrap().mode() & 0o777;
-        assert_eq!((mode("target/release"), mode("target/release/own")), (0o755, 0o700));
-        let error = copy("target/release").unwrap_err();
-        assert!(error.to_string().contains("there is something already") && error.hint().is_some(), "{error}");
-    }
-}
-
-#[test]
-fn an_artifact_that_fails_halfway_leaves_nothing() {
-    for caller in callers() {
-        let mut job = Job::new(caller, "true");
-        if !job.run("mkdir out; echo 1 >out/a; echo 1 >out/b; chmod 555 out") {
-            continue;
-        }
-        give(&job.state, nix::unistd::geteuid().as_raw());
-        let run = Store::at(&job.state).unwrap().open("last").unwrap();
-        let to = job.scratch.folder("artifacts", Caller::Own);
-        let copy = || run.artifact(Path::new("out"), Some(&to.join("out")));
-        // A mark that no overlay of ours has.
-        let marked = run.upper().join("out/b");
-        xattr::set(&marked, "user.overlay.redirect", b"/etc").unwrap();
-        copy().unwrap_err();
-        assert_eq!(fs::read_dir(&to).unwrap().count(), 0);
-        xattr::remove(&marked, "user.overlay.redirect").unwrap();
-        assert_eq!(copy().unwrap(), []);
-        assert_eq!(listing(&to.join("out")).len(), 3);
     }
 }
 

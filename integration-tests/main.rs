@@ -18,6 +18,7 @@ mod bwrap_differential;
 mod bwrap_handed;
 mod bwrap_messages;
 mod changes;
+mod changes_artifacts;
 mod changes_hostile;
 mod ci;
 mod ci_systems;

@@ -298,6 +298,7 @@ mod tests {
     #[test]
     fn what_is_another_users_stays() {
         if !geteuid().is_root() {
+            println!("skipped: only root can make what is another's");
             return;
         }
         let case = Case::new();
