@@ -1,6 +1,9 @@
 //! Makes the workspace what the command saw. Each file appears complete or not at all: it is written under a name of
 //! Shannot's own beside its place and renamed. Whatever is done stays done, and whoever comes again after a kill finds less
 //! to do. The order: what is new or changed, then what is gone, then permissions of folders, the deepest first.
+//!
+//! That holds for whoever looks and for kills, not for a power loss: fsync(2) before each rename(2) takes some 3 ms a
+//! file on a local disk.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};

@@ -8,14 +8,14 @@ use super::upper::Foreign;
 /// A failure. Nothing more of the workspace is changed after it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A system call's.
+    /// A system call failed.
     #[error("cannot {verb} {path:?}")]
     Io {
         /// What was tried.
         verb: &'static str,
         /// Of what; paths below a workspace are relative to it.
         path: PathBuf,
-        /// Why not.
+        /// The errno.
         #[source]
         source: io::Error,
     },
@@ -38,13 +38,13 @@ pub enum Error {
     /// Somebody changes the workspace while it is written.
     #[error("{0:?} was replaced in the workspace meanwhile")]
     Swapped(PathBuf),
-    /// At the recorded path.
+    /// At the path of the workspace there is another folder now.
     #[error("{0:?} is not the folder that the run was started in")]
     OtherWorkspace(PathBuf),
-    /// Nothing begins so.
+    /// No run's name begins with this, or it was discarded meanwhile.
     #[error("there is no run {0:?}")]
     NoRun(String),
-    /// More than one does.
+    /// Several runs' names begin with this.
     #[error("{prefix:?} is the beginning of several runs: {}", .runs.join(", "))]
     Ambiguous {
         /// What was asked for.
@@ -52,10 +52,10 @@ pub enum Error {
         /// What it may be.
         runs: Vec<String>,
     },
-    /// Its command has not ended, or another command of Shannot's looks at it.
+    /// The command of this run has not ended, or another command of Shannot's looks at it.
     #[error("run {0} is in use")]
     InUse(String),
-    /// Its record can't be understood.
+    /// `run.json` of this run can't be understood.
     #[error("cannot read the record of run {id}")]
     Record {
         /// Which.
@@ -67,25 +67,25 @@ pub enum Error {
     /// No path that `--only` or `--artifact` could mean.
     #[error("{0:?} is not in the workspace")]
     NotInside(PathBuf),
-    /// There is nothing of that name.
+    /// `--only` names what no change is at or in.
     #[error("nothing was changed at {0:?}")]
     NotChanged(PathBuf),
-    /// The command left no such file.
+    /// `--artifact` names what the command did not leave.
     #[error("{0:?} does not exist in the workspace as the command left it")]
     NoArtifact(PathBuf),
-    /// An artifact replaces nothing.
+    /// An artifact's place is taken: it replaces nothing.
     #[error("cannot write {0:?}: there is something already")]
     Exists(PathBuf),
-    /// On the way to an artifact's place in the workspace.
+    /// Something on the way to an artifact's place in the workspace is no folder of it.
     #[error("cannot write below {0:?} in the workspace: it is a link, a file, or something else is mounted there")]
     NoFolder(PathBuf),
-    /// Neither XDG_STATE_HOME nor HOME.
+    /// Neither XDG_STATE_HOME nor HOME says where changes are kept.
     #[error("there is no folder to keep changes in")]
     NoPlace,
-    /// Somebody else could change it.
+    /// The folder where changes are kept is another's, or others can write in it.
     #[error("{0:?} does not belong to the caller alone")]
     Untrusted(PathBuf),
-    /// overlayfs refuses it as its upper directory.
+    /// The store is on a file system that overlayfs does not take as its top.
     #[error("cannot keep changes in {path:?}: it is on {file_system}")]
     Unfit {
         /// The store.
@@ -93,7 +93,7 @@ pub enum Error {
         /// What it is on.
         file_system: &'static str,
     },
-    /// overlayfs refuses an upper directory below the lower one.
+    /// The store lies in the workspace: overlayfs refuses an upper directory below the lower one.
     #[error("cannot keep changes in {store:?}: it lies in the workspace {workspace:?}")]
     Inside {
         /// The store.

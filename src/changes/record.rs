@@ -92,7 +92,7 @@ impl Record {
         serde_json::from_slice(&text).map_err(|source| Error::Record { id: id.to_owned(), source })
     }
 
-    /// In one step: a reader finds the old or the new one.
+    /// In one step: a reader finds the old or the new one, also after a kill. After a power loss it may be neither.
     pub(super) fn write(&self, folder: impl AsFd, id: &str) -> Result<(), Error> {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let path = &Path::new(id).join(FILE);

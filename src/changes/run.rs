@@ -90,7 +90,8 @@ impl Run {
         self.set_state(State::Finished)
     }
 
-    /// What the command changed, sorted by path. Nothing of the workspace is touched.
+    /// What the command changed, sorted by path. Nothing of the workspace is touched. In `upper`, what the caller owns and can't
+    /// read is made readable (chmod(2)); what permissions it had is noted before in `modes` beside it, and counts.
     ///
     /// # Errors
     /// [`Error::OtherWorkspace`], [`Error::Foreign`], [`Error::TooMany`], and those of reading.
@@ -99,7 +100,8 @@ impl Run {
         self.find(&mut upper, &mut workspace, protected, &BTreeSet::new(), false).map(|found| found.changes)
     }
 
-    /// Makes the workspace what the command saw. It can be interrupted at any moment, and run again.
+    /// Makes the workspace what the command saw. It can be killed at any moment, and run again; after a power loss files may be
+    /// incomplete, for nothing is written through to the disk.
     ///
     /// # Errors
     /// As [`Run::changes`]; [`Error::NotInside`] and [`Error::NotChanged`] of `only`; [`Error::Swapped`] and those of writing,
