@@ -26,8 +26,11 @@ pub(crate) enum Whose {
     Anyones,
 }
 
-/// Removes a folder that is held, and is called so in its parent. ETIMEDOUT: somebody puts things in as fast. EBUSY: something is
-/// mounted there, or in it.
+/// Removes a folder that is held, and is called so in its parent.
+///
+/// # Errors
+/// ESTALE: something else has its name by now. ETIMEDOUT: somebody puts things in as fast. EBUSY: something is mounted there, or
+/// in it. ENOTEMPTY: some of it stays, for a reason that was not said. Those of unlink(2), rename(2) and open(2).
 pub(crate) fn remove(
     parent: impl AsFd,
     name: &CStr,
@@ -68,8 +71,9 @@ pub(crate) fn is_same(one: &FileStat, other: &FileStat) -> bool {
     (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 }
 
-/// Through the descriptor, whatever has the name by now. Without /proc what follows fails by itself, or root needs no right.
-pub(crate) fn unlock(folder: &OwnedFd, stat: &FileStat) {
+/// chmod(2) 0700 of a folder that lacks some of it, so that it can be looked into and emptied. Through the descriptor, whatever
+/// has the name by now. Without /proc what follows fails by itself, or root needs no right.
+pub(crate) fn grant_owner_access(folder: &OwnedFd, stat: &FileStat) {
     let change = || fchmodat(AT_FDCWD, &proc_path(folder), Mode::S_IRWXU, FchmodatFlags::FollowSymlink);
     if stat.st_mode & 0o700 != 0o700 && change().is_err() {}
 }
@@ -96,7 +100,7 @@ impl Removal<'_> {
         if self.whose == Whose::Own && stat.st_uid != geteuid().as_raw() {
             return Err(Errno::EPERM);
         }
-        unlock(&folder, &stat);
+        grant_owner_access(&folder, &stat);
         Ok(folder)
     }
 

@@ -18,7 +18,7 @@ use nix::sys::stat::{Mode, fchmod, fstat, futimens, mkdirat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchown, fchownat, geteuid, linkat, symlinkat};
 
-use super::change::{Change, Node, What};
+use super::change::{Change, ChangeKind, Node};
 use super::content;
 use super::diff::{Anchor, Found};
 use super::error::{Error, at_errno};
@@ -62,10 +62,10 @@ impl<'a> Apply<'a> {
             self.clear(folder)?;
         }
         let wanted = || changes.iter().filter(|change| change.refused.is_none());
-        for change in wanted().filter(|change| change.what != What::Deleted) {
+        for change in wanted().filter(|change| change.kind != ChangeKind::Deleted) {
             self.make(change)?;
         }
-        for change in wanted().filter(|change| change.what == What::Deleted) {
+        for change in wanted().filter(|change| change.kind == ChangeKind::Deleted) {
             self.delete(&change.path).map_err(swapped("delete", &change.path))?;
         }
         Ok(())
@@ -116,9 +116,9 @@ impl<'a> Apply<'a> {
 
     fn make_folder(&mut self, change: &Change) -> nix::Result<()> {
         let mut last = Permissions { mode: change.mode, identity: change.identity, are_old: false };
-        if change.what != What::Mode {
+        if change.kind != ChangeKind::Mode {
             let (folder, name) = self.workspace.parent(&change.path)?;
-            if change.what == What::Retyped {
+            if change.kind == ChangeKind::Retyped {
                 remove(folder, self.own)?;
                 mkdirat(folder, self.own, Mode::S_IRWXU)?;
                 put(folder, self.own, name, change)?;
@@ -225,9 +225,9 @@ pub(super) fn rename_to_new(folder: BorrowedFd<'_>, name: &OsStr, new: &OsStr) -
 
 /// Puts what is finished in its place.
 fn put(folder: BorrowedFd<'_>, own: &OsStr, name: &OsStr, change: &Change) -> nix::Result<()> {
-    match change.what {
-        What::Added => rename_to_new(folder, own, name),
-        What::Retyped => {
+    match change.kind {
+        ChangeKind::Added => rename_to_new(folder, own, name),
+        ChangeKind::Retyped => {
             // rename(2) does not replace a folder by a file, nor the reverse.
             match renameat2(folder, own, folder, name, RenameFlags::RENAME_EXCHANGE) {
                 Err(Errno::EINVAL | Errno::ENOSYS) => {

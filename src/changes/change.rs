@@ -42,7 +42,7 @@ impl Node {
 /// What happened to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum What {
+pub enum ChangeKind {
     /// It is new.
     Added,
     /// Another content, another text of a link, or another name of a file (a hard link) instead of a copy.
@@ -95,7 +95,7 @@ pub struct Change {
     /// Relative to the workspace; empty for the workspace itself.
     pub path: PathBuf,
     /// What happened.
-    pub what: What,
+    pub kind: ChangeKind,
     /// What it is now; of what was deleted, what it was.
     pub node: Node,
     /// Why it stays as it is.
@@ -113,13 +113,13 @@ pub struct Change {
 impl Change {
     /// The letter that `shannot changes show` prints.
     pub fn letter(&self) -> char {
-        match self.what {
+        match self.kind {
             _ if self.refused.is_some() => '!',
-            What::Added => 'A',
-            What::Modified => 'M',
-            What::Deleted => 'D',
-            What::Retyped => 'T',
-            What::Mode => 'm',
+            ChangeKind::Added => 'A',
+            ChangeKind::Modified => 'M',
+            ChangeKind::Deleted => 'D',
+            ChangeKind::Retyped => 'T',
+            ChangeKind::Mode => 'm',
         }
     }
 

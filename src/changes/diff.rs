@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use super::change::{Change, Node, Protected, Refusal, What};
+use super::change::{Change, ChangeKind, Node, Protected, Refusal};
 use super::content;
 use super::error::{Error, at};
 use super::tree::{LONGEST, Meta, Tree, length};
@@ -128,7 +128,7 @@ impl Walk<'_> {
             Ok(names) => names,
             Err(Errno::E2BIG) => return Err(self.too_many()),
             Err(Errno::EACCES) => {
-                return self.refuse(&pair.path, What::Modified, Node::Directory, Refusal::Unreadable);
+                return self.refuse(&pair.path, ChangeKind::Modified, Node::Directory, Refusal::Unreadable);
             }
             Err(errno) => return Err(at("look into", &pair.path)(errno.into())),
         };
@@ -156,29 +156,29 @@ impl Walk<'_> {
         let is_whiteout = self.upper.is_whiteout(path, &meta, marks).map_err(&look)?.map_err(foreign)?;
         let below = match if pair.has_below { self.below(path) } else { Ok(None) } {
             Err(Error::Io { source, .. }) if source.raw_os_error() == Some(Errno::EACCES as i32) => {
-                let what = if is_whiteout { What::Deleted } else { What::Modified };
-                return self.refuse(path, what, meta.node, Refusal::Unreadable);
+                let kind = if is_whiteout { ChangeKind::Deleted } else { ChangeKind::Modified };
+                return self.refuse(path, kind, meta.node, Refusal::Unreadable);
             }
             other => other?,
         };
-        let (what, node) = match &below {
+        let (kind, node) = match &below {
             None if is_whiteout => return Ok(()),
-            Some(below) if is_whiteout => (What::Deleted, below.node),
-            None => (What::Added, meta.node),
-            Some(below) if below.node == meta.node => (What::Modified, meta.node),
-            Some(_) => (What::Retyped, meta.node),
+            Some(below) if is_whiteout => (ChangeKind::Deleted, below.node),
+            None => (ChangeKind::Added, meta.node),
+            Some(below) if below.node == meta.node => (ChangeKind::Modified, meta.node),
+            Some(_) => (ChangeKind::Retyped, meta.node),
         };
         if length(path) > LONGEST {
-            return self.refuse(path, what, node, Refusal::TooLong);
+            return self.refuse(path, kind, node, Refusal::TooLong);
         }
         if name == self.own {
-            return self.refuse(path, what, node, Refusal::Reserved);
+            return self.refuse(path, kind, node, Refusal::Reserved);
         }
         match (&below, meta.node) {
             (Some(below), _) if is_whiteout => self.deleted(path.to_owned(), below, pair.refused),
             (_, Node::Directory) => self.folder_entry(pair, path, &meta, below.as_ref(), todo),
             (_, Node::File | Node::Link) => self.file_entry(pair, path, &meta, below.as_ref()),
-            (_, Node::Fifo | Node::Socket | Node::Device) => self.refuse(path, what, node, Refusal::Special),
+            (_, Node::Fifo | Node::Socket | Node::Device) => self.refuse(path, kind, node, Refusal::Special),
         }
     }
 
@@ -194,12 +194,12 @@ impl Walk<'_> {
         let mut refused = pair.refused;
         if let Some(below) = same {
             if self.reach(path, |tree, path| tree.folder(path).map(drop)) == Err(Errno::EXDEV) {
-                return self.refuse(path, What::Modified, meta.node, Refusal::Mounted);
+                return self.refuse(path, ChangeKind::Modified, meta.node, Refusal::Mounted);
             }
             self.folder_mode(path, meta, below, 0, refused)?;
         } else {
-            let what = if below.is_some() { What::Retyped } else { What::Added };
-            let mut change = self.change(path, what, meta, refused);
+            let kind = if below.is_some() { ChangeKind::Retyped } else { ChangeKind::Added };
+            let mut change = self.change(path, kind, meta, refused);
             let inherited = pair.mode & 0o2000;
             change.strips_set_id = meta.mode & 0o6000 & !inherited != 0;
             change.mode = meta.mode & 0o1777;
@@ -228,7 +228,7 @@ impl Walk<'_> {
         if !differs && !set_id {
             return Ok(());
         }
-        let mut change = self.change(path, What::Mode, meta, refused);
+        let mut change = self.change(path, ChangeKind::Mode, meta, refused);
         if !differs {
             change.refused = change.refused.or(Some(Refusal::SetId));
         }
@@ -240,18 +240,18 @@ impl Walk<'_> {
 
     /// A file or a symbolic link.
     fn file_entry(&mut self, pair: &Pair, path: &Path, meta: &Meta, below: Option<&Meta>) -> Result<(), Error> {
-        let what = match below {
-            None => What::Added,
-            Some(below) if below.node != meta.node => What::Retyped,
+        let kind = match below {
+            None => ChangeKind::Added,
+            Some(below) if below.node != meta.node => ChangeKind::Retyped,
             Some(below) => match self.compare(path, meta, below).map_err(at("read", path))? {
-                Some(what) => what,
+                Some(kind) => kind,
                 None => return Ok(()),
             },
         };
-        let mut change = self.change(path, what, meta, pair.refused);
+        let mut change = self.change(path, kind, meta, pair.refused);
         if meta.node == Node::File {
             change.strips_set_id = meta.mode & 0o6000 != 0;
-            if what == What::Mode && below.is_some_and(|below| below.mode & 0o6777 == change.mode) {
+            if kind == ChangeKind::Mode && below.is_some_and(|below| below.mode & 0o6777 == change.mode) {
                 change.refused = change.refused.or(Some(Refusal::SetId));
             }
         }
@@ -268,25 +268,25 @@ impl Walk<'_> {
     }
 
     /// How two files, or two links, differ.
-    fn compare(&mut self, path: &Path, meta: &Meta, below: &Meta) -> io::Result<Option<What>> {
+    fn compare(&mut self, path: &Path, meta: &Meta, below: &Meta) -> io::Result<Option<ChangeKind>> {
         if meta.node == Node::Link {
             let is_same = self.upper.tree.link(path)? == self.workspace.link(path)?;
-            return Ok((!is_same).then_some(What::Modified));
+            return Ok((!is_same).then_some(ChangeKind::Modified));
         }
         if meta.size != below.size {
-            return Ok(Some(What::Modified));
+            return Ok(Some(ChangeKind::Modified));
         }
         let other = match self.workspace.file(path) {
             Ok(file) => file,
             // The command could not read it either, unless it gave itself the right.
-            Err(Errno::EACCES) => return Ok(Some(What::Modified)),
+            Err(Errno::EACCES) => return Ok(Some(ChangeKind::Modified)),
             Err(errno) => return Err(errno.into()),
         };
         if !content::is_same(&self.upper.tree.file(path)?, &other)? {
-            return Ok(Some(What::Modified));
+            return Ok(Some(ChangeKind::Modified));
         }
         if meta.mode & 0o6777 != below.mode & 0o6777 {
-            return Ok(Some(What::Mode));
+            return Ok(Some(ChangeKind::Mode));
         }
         let is_protected = self.protected.refuses(path, Some(Node::File));
         if meta.links > 1 && !is_protected {
@@ -294,13 +294,13 @@ impl Walk<'_> {
                 self.bytes += cost(path, size_of::<(u64, Anchor)>());
                 (path.to_owned(), below.identity())
             });
-            return Ok((anchor.1 != below.identity()).then_some(What::Modified));
+            return Ok((anchor.1 != below.identity()).then_some(ChangeKind::Modified));
         }
         Ok(None)
     }
 
     fn deleted(&mut self, path: PathBuf, below: &Meta, refused: Option<Refusal>) -> Result<(), Error> {
-        let mut change = self.change(&path, What::Deleted, below, refused);
+        let mut change = self.change(&path, ChangeKind::Deleted, below, refused);
         if self.protected.refuses(&path, None) {
             change.refused = change.refused.or(Some(Refusal::Protected));
         }
@@ -367,12 +367,12 @@ impl Walk<'_> {
         }
     }
 
-    fn change(&self, path: &Path, what: What, meta: &Meta, refused: Option<Refusal>) -> Change {
-        let becomes = if what == What::Deleted { None } else { Some(meta.node) };
+    fn change(&self, path: &Path, kind: ChangeKind, meta: &Meta, refused: Option<Refusal>) -> Change {
+        let becomes = if kind == ChangeKind::Deleted { None } else { Some(meta.node) };
         let protected = self.protected.refuses(path, becomes).then_some(Refusal::Protected);
         Change {
             path: path.to_owned(),
-            what,
+            kind,
             node: meta.node,
             refused: refused.or(protected),
             strips_set_id: false,
@@ -382,10 +382,10 @@ impl Walk<'_> {
         }
     }
 
-    fn refuse(&mut self, path: &Path, what: What, node: Node, why: Refusal) -> Result<(), Error> {
+    fn refuse(&mut self, path: &Path, kind: ChangeKind, node: Node, why: Refusal) -> Result<(), Error> {
         self.push(Change {
             path: path.to_owned(),
-            what,
+            kind,
             node,
             refused: Some(why),
             strips_set_id: false,
@@ -408,7 +408,8 @@ impl Walk<'_> {
 
     /// What is asked for, and the new folders that it lies in.
     fn is_selected(&self, change: &Change) -> bool {
-        let is_new_folder = change.node == Node::Directory && matches!(change.what, What::Added | What::Retyped);
+        let is_new_folder =
+            change.node == Node::Directory && matches!(change.kind, ChangeKind::Added | ChangeKind::Retyped);
         // What is in a folder follows it.
         let from = (Bound::Included(change.path.as_path()), Bound::Unbounded);
         let leads_to_one =

@@ -23,7 +23,7 @@ mod tree;
 mod upper;
 
 pub use self::artifact::LeftOut;
-pub use self::change::{Change, Node, Protected, Refusal, What, printable};
+pub use self::change::{Change, ChangeKind, Node, Protected, Refusal, printable};
 pub use self::error::Error;
 pub use self::record::{Record, State};
 pub use self::run::{Applied, Options, Run};

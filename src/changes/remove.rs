@@ -12,7 +12,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::change::Node;
 use super::tree::{FOLDER, meta_at};
-use crate::removal::{self, Whose, unlock};
+use crate::removal::{self, Whose, grant_owner_access};
 
 /// Longer than any removal takes, unless somebody makes as much anew.
 pub(super) const PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -33,7 +33,7 @@ pub(super) fn remove_until(parent: impl AsFd, name: &OsStr, until: Instant) -> n
     }
     let name = CString::new(name.as_bytes()).map_err(|_| Errno::EINVAL)?;
     let folder = openat(&parent, name.as_c_str(), FOLDER | OFlag::O_PATH, Mode::empty())?;
-    unlock(&folder, &fstat(&folder)?);
+    grant_owner_access(&folder, &fstat(&folder)?);
     match removal::remove(parent, &name, folder.as_fd(), Whose::Anyones, until) {
         Err(Errno::EBUSY) => Err(Errno::EXDEV),
         result => result,

@@ -10,7 +10,7 @@ use nix::sys::stat::{Mode, SFlag, mknod};
 
 use super::remove::remove;
 use super::tree::{Permissions, Tree};
-use super::{Applied, Change, Error, Node, Options, Protected, Record, Refusal, Run, Store, What, printable};
+use super::{Applied, Change, ChangeKind, Error, Node, Options, Protected, Record, Refusal, Run, Store, printable};
 
 /// Says why a test can't be made here; an error where nothing may be skipped.
 fn skip(why: &str) {
@@ -116,7 +116,7 @@ fn what_is_copied_up_unchanged_is_no_change() {
     assert_eq!(run.changes(&Protected::default()).unwrap(), []);
     fs::set_permissions(run.upper().join("d/e/g"), fs::Permissions::from_mode(0o600)).unwrap();
     let changes = run.changes(&Protected::default()).unwrap();
-    assert_eq!((changes[0].what, changes[0].mode), (What::Mode, 0o600));
+    assert_eq!((changes[0].kind, changes[0].mode), (ChangeKind::Mode, 0o600));
     fs::set_permissions(run.upper().join("d/e/g"), fs::Permissions::from_mode(0o4644)).unwrap();
     assert_eq!(run.changes(&Protected::default()).unwrap()[0].refused, Some(Refusal::SetId));
 }
@@ -222,9 +222,10 @@ fn what_is_refused_is_told_as_what_it_would_be() {
         nix::unistd::mkfifo(&run.upper().join(name), Mode::S_IRWXU).unwrap();
     }
     let changes = run.changes(&Protected::default()).unwrap();
-    let refused: Vec<_> = changes.iter().map(|change| (change.name(), change.what, change.refused)).collect();
-    let special = |name: &str, what| (name.to_owned(), what, Some(Refusal::Special));
-    let expected = [special("a", What::Retyped), special("new", What::Added), special("pipe", What::Modified)];
+    let refused: Vec<_> = changes.iter().map(|change| (change.name(), change.kind, change.refused)).collect();
+    let special = |name: &str, kind| (name.to_owned(), kind, Some(Refusal::Special));
+    let expected =
+        [special("a", ChangeKind::Retyped), special("new", ChangeKind::Added), special("pipe", ChangeKind::Modified)];
     assert_eq!(refused, expected);
 }
 

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use serde::Serialize;
 
-use super::args::Changes as What;
+use super::args::Changes as Subcommand;
 use super::output::{self, Complaint, ErrorFormat, note};
-use crate::changes::{self, Applied, Change, Error, Listed, Node, Options, Protected, Refusal, Run, State, Store};
+use crate::changes::{
+    self, Applied, Change, ChangeKind, Error, Listed, Node, Options, Protected, Refusal, Run, State, Store,
+};
 use crate::policy::Policy;
 
 /// Exit code where something was not applied.
@@ -133,21 +135,21 @@ impl Kept {
     }
 }
 
-pub(super) fn changes(what: &What) -> Result<u8, Complaint> {
+pub(super) fn changes(subcommand: &Subcommand) -> Result<u8, Complaint> {
     let store = Store::of_caller()?;
-    match what {
-        What::List { json } => list(&store, *json),
-        What::Show { run, json } => {
+    match subcommand {
+        Subcommand::List { json } => list(&store, *json),
+        Subcommand::Show { run, json } => {
             let run = open(&store, run)?;
             print(&run.changes(&Protected::default())?, *json).map(|()| 0)
         }
-        What::Apply { run, json, force, only } => {
+        Subcommand::Apply { run, json, force, only } => {
             let mut run = open(&store, run)?;
             let protected = Protected::default();
             let applied = run.apply(&Options { protected: &protected, force: *force, only })?;
             say_applied(&run, applied, *json)
         }
-        What::Discard { run } => {
+        Subcommand::Discard { run } => {
             let id = store.discard(run)?;
             output::result(&format!("{id}: discarded\n")).map(|()| 0)
         }
@@ -245,7 +247,7 @@ impl<'a> RunEntry<'a> {
 struct ChangeEntry {
     /// See [`json_path`].
     path: String,
-    change: changes::What,
+    change: ChangeKind,
     #[serde(rename = "type")]
     node: Node,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -261,10 +263,10 @@ impl ChangeEntry {
     fn new(change: &Change) -> Self {
         let path = if change.path.as_os_str().is_empty() { ".".as_ref() } else { change.path.as_path() };
         let path = json_path(path);
-        let has_mode = change.what != changes::What::Deleted && matches!(change.node, Node::File | Node::Directory);
+        let has_mode = change.kind != ChangeKind::Deleted && matches!(change.node, Node::File | Node::Directory);
         Self {
             path,
-            change: change.what,
+            change: change.kind,
             node: change.node,
             mode: has_mode.then(|| format!("{:04o}", change.mode)),
             refused: change.refused,

@@ -16,7 +16,7 @@ use super::prepare::c_string;
 use crate::host::is_private_name;
 use crate::host::open_without_links;
 use crate::plan::Scratch;
-use crate::removal::{self, Whose, is_same, unlock};
+use crate::removal::{self, Whose, grant_owner_access, is_same};
 use crate::sys;
 
 /// A folder that is younger may be about to be locked.
@@ -129,6 +129,6 @@ fn hold_left(parent: &OwnedFd, name: &CStr) -> nix::Result<OwnedFd> {
     if stat.st_uid != geteuid().as_raw() || changed.elapsed().unwrap_or_default() <= OLD {
         return Err(Errno::EBUSY);
     }
-    unlock(&seen, &stat);
+    grant_owner_access(&seen, &stat);
     hold(&seen, c".")
 }
