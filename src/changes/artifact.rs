@@ -14,7 +14,7 @@ use nix::sys::stat::{Mode, fchmod, futimens, mkdirat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::symlinkat;
 
-use super::apply::rename_to_new;
+use super::apply::{own_name, rename_to_new};
 use super::change::Node;
 use super::content;
 use super::diff::MOST_BYTES;
@@ -186,15 +186,16 @@ fn leads_out(text: &Path, depth: usize) -> bool {
     up > depth
 }
 
-/// Without a destination: to the same path in the workspace. `own`: the name of what is not finished.
+/// Without a destination: to the same path in the workspace.
 pub(super) fn copy(
     upper: &mut Upper,
     workspace: &mut Tree,
-    own: &OsStr,
+    run: &str,
     path: &Path,
     destination: Option<&Path>,
 ) -> Result<Vec<LeftOut>, Error> {
     let mut merged = Merged { upper, workspace };
+    let own = &own_name(run);
     let wanted = merged.find(path)?;
     let shown = destination.unwrap_or(path);
     let write = at_errno("write", shown);
@@ -221,7 +222,7 @@ pub(super) fn copy(
             merged.copy(&entry, path, parent.as_fd(), own).map(|()| Vec::new()).map_err(at("write", shown))
         }
         Artifact::Folder(seen) => {
-            make_top(&parent, own).map_err(&write).and_then(|top| copy_folder(&mut merged, seen, top))
+            make_top(&parent, own).map_err(&write).and_then(|top| copy_folder(&mut merged, seen, top, run))
         }
     };
     let put = copied.and_then(|left| match rename_to_new(parent.as_fd(), own, name) {
@@ -269,10 +270,11 @@ fn make_top(parent: impl AsFd, name: &OsStr) -> nix::Result<Tree> {
     Tree::new(openat(parent, name, OFlag::O_PATH | FOLDER, Mode::empty())?)
 }
 
-fn copy_folder(merged: &mut Merged<'_>, top: Seen, mut to: Tree) -> Result<Vec<LeftOut>, Error> {
+fn copy_folder(merged: &mut Merged<'_>, top: Seen, mut to: Tree, run: &str) -> Result<Vec<LeftOut>, Error> {
     let base = top.path.clone();
     let mut left = Vec::new();
     let mut folders = vec![(PathBuf::new(), 0)];
+    let mut bytes = 0;
     let mut todo = vec![top];
     while let Some(folder) = todo.pop() {
         let relative = folder.path.strip_prefix(&base).unwrap_or(Path::new("")).to_owned();
@@ -290,6 +292,13 @@ fn copy_folder(merged: &mut Merged<'_>, top: Seen, mut to: Tree) -> Result<Vec<L
             let path = folder.path.join(&name);
             let write = at("copy", &path);
             let Some(entry) = merged.entry(&folder, &name)? else { continue };
+            if entry.folder.is_some() || entry.meta.node != Node::File || length(&path) > LONGEST {
+                // What is noted of it, twice as a folder.
+                bytes += 2 * (length(&path) + size_of::<Seen>());
+            }
+            if bytes > MOST_BYTES {
+                return Err(Error::TooMany { run: run.to_owned(), most: MOST_BYTES });
+            }
             if length(&path) > LONGEST {
                 left.push(LeftOut { path, why: "the path is too long".to_owned() });
                 continue;

@@ -28,7 +28,7 @@ pub enum Error {
         attribute: Foreign,
     },
     /// The changes of a hostile command, or a workspace that is one.
-    #[error("cannot list the changes of run {run}: their names take more than {} MiB", .most >> 20)]
+    #[error("cannot hold the changes of run {run} in memory: their names take more than {} MiB", .most >> 20)]
     TooMany {
         /// Whose.
         run: String,

@@ -142,7 +142,7 @@ impl Run {
     pub fn artifact(&self, path: &Path, destination: Option<&Path>) -> Result<Vec<LeftOut>, Error> {
         let path = self.inside(path)?;
         let (mut upper, mut workspace) = (self.open_upper()?, self.open_workspace()?);
-        artifact::copy(&mut upper, &mut workspace, &own_name(&self.id), &path, destination)
+        artifact::copy(&mut upper, &mut workspace, &self.id, &path, destination)
     }
 
     fn is_begun(&self) -> bool {

@@ -8,8 +8,10 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{Mode, SFlag, mknod};
 
+use super::diff::{Found, MOST_BYTES, Since, Walk};
 use super::remove::remove;
 use super::tree::{Permissions, Tree};
+use super::upper::{Modes, Upper};
 use super::{Applied, Change, ChangeKind, Error, Node, Options, Protected, Record, Refusal, Run, Store, printable};
 
 /// Says why a test can't be made here; an error where nothing may be skipped.
@@ -270,6 +272,41 @@ fn no_folder_has_more_names_than_there_is_memory_for() {
     let size = size_of::<std::ffi::OsString>() + 1;
     assert_eq!(tree.names(Path::new("d"), 2 * size).unwrap(), ["e", "f"]);
     assert_eq!(tree.names(Path::new("d"), 2 * size - 1), Err(nix::errno::Errno::E2BIG));
+}
+
+#[test]
+fn what_a_walk_holds_is_bounded_and_only_what_is_asked_for_counts() {
+    let (_folder, store, workspace) = case();
+    let run = store.create(&workspace).unwrap();
+    fs::create_dir(run.upper().join("new")).unwrap();
+    for number in 0..100 {
+        fs::write(run.upper().join(format!("new/{number}")), "").unwrap();
+    }
+    fs::write(run.upper().join("a"), "changed").unwrap();
+    let walk = |only: &[&str], room: usize| {
+        let mut upper =
+            Upper::new(fs::File::open(run.upper()).unwrap().into(), Modes::new(tempfile::tempfile().unwrap(), ""));
+        let walk = Walk {
+            upper: upper.as_mut().unwrap(),
+            workspace: &mut Tree::open(&run.record().workspace).unwrap(),
+            protected: &Protected::default(),
+            only: &only.iter().map(PathBuf::from).collect(),
+            since: Since { start: run.record().start, is_begun: false },
+            run: run.id(),
+            own: ".shannot".as_ref(),
+            found: Found::default(),
+            bytes: MOST_BYTES - room,
+            may_open: false,
+        };
+        walk.all().map(|found| lines(&found.changes))
+    };
+    let names = 100 * (size_of::<std::ffi::OsString>() + 2);
+    let error = walk(&[], names + 1000).unwrap_err();
+    assert!(matches!(&error, Error::TooMany { run: named, .. } if named == run.id()) && error.hint().is_some());
+    assert!(matches!(walk(&["a"], names / 2), Err(Error::TooMany { .. })));
+    assert_eq!(walk(&["a"], names + 1000).unwrap(), ["M a"]);
+    assert_eq!(walk(&["new/7"], names + 1000).unwrap(), ["A new/", "A new/7"]);
+    assert_eq!(walk(&[], MOST_BYTES).unwrap().len(), 102);
 }
 
 /// Another process's lock of a run, or of what is left of one.

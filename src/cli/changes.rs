@@ -45,9 +45,7 @@ impl Artifact {
             None => (bytes, None),
         };
         if path.is_empty() {
-            return Err(
-                refuse("no path stands before the colon".to_owned()).with_hint("the whole workspace is `.:DEST`")
-            );
+            return Err(refuse("it names no path".to_owned()).with_hint("the whole workspace is `.:DEST`"));
         }
         if destination.is_some_and(<[u8]>::is_empty) {
             return Err(refuse("no destination stands behind the colon".to_owned()));
