@@ -23,6 +23,12 @@ pub(super) fn probe_scratch() -> Option<PathBuf> {
     Some(folder.join(super::private_name()))
 }
 
+/// A folder's path without links, if nobody but root and this user can rename or remove what this user makes there.
+pub fn safe_folder(folder: &Path) -> Option<PathBuf> {
+    let me = nix::unistd::geteuid().as_raw();
+    find_safe(folder, |owner| owner == 0 || owner == me)
+}
+
 /// Its path without links, if all on it are safe from others.
 fn find_safe(folder: &Path, is_trusted: impl Fn(u32) -> bool) -> Option<PathBuf> {
     let path = folder.canonicalize().ok()?;
