@@ -43,12 +43,6 @@ fn exit_codes_and_signals_are_faithful_through_each_entry() {
                 let file = runner.join("script");
                 fs::write(&file, &script).unwrap();
                 at(Shannot::through(caller, &sh, ["-e".as_ref(), file.as_os_str()])).output().expect_code(code);
-                let gitlab =
-                    Shannot::new(caller).args(["ci", "gitlab", "run"]).args([file.as_os_str()]).args(["build_script"]);
-                let gitlab = at(gitlab).env("BUILD_FAILURE_EXIT_CODE", "71").env("SYSTEM_FAILURE_EXIT_CODE", "72");
-                let gitlab = gitlab.env("CUSTOM_ENV_CI_PROJECT_DIR", &work.display().to_string());
-                gitlab.output().expect_code(if code == 0 { 0 } else { 71 });
-                assert_eq!(fs::read_dir(&runner).unwrap().count(), 1);
             }
         }
         for signal in ["TERM", "KILL", "SEGV"] {
@@ -56,67 +50,6 @@ fn exit_codes_and_signals_are_faithful_through_each_entry() {
                 [("TERM", 143), ("KILL", 137), ("SEGV", 139)].iter().find(|(name, _)| *name == signal).unwrap().1;
             at(Shannot::through(caller, &sh, ["-c", &format!("kill -{signal} $$")])).output().expect_code(number);
         }
-    }
-}
-
-#[test]
-fn a_failing_launcher_is_told_from_a_failing_job() {
-    for caller in callers() {
-        let scratch = Scratch::new();
-        let (home, work) = workspace(&scratch, caller);
-        let script = scratch.file("script", "exit 3");
-        let run = |profile: &str, stage: &str, script: &Path| {
-            let run = Shannot::new(caller)
-                .args(["-p", profile, "ci", "gitlab", "run"])
-                .args([script.as_os_str()])
-                .args([stage]);
-            let run = run.env("HOME", &home.display().to_string()).env("BUILD_FAILURE_EXIT_CODE", "71");
-            let run =
-                run.env("SYSTEM_FAILURE_EXIT_CODE", "72").env("CUSTOM_ENV_CI_PROJECT_DIR", &work.display().to_string());
-            run.output()
-        };
-        run("ci", "build_script", &script).expect_code(71);
-        // One that is not known is a stranger's.
-        let leak = scratch.file("leak", format!("cat {}/secret", home.display()));
-        assert!(!run("ci", "some_new_stage", &leak).stdout.contains("runners"));
-        run("nosuch", "build_script", &script).expect_code(72).expect_stderr("nosuch");
-        run("ci", "build_script", Path::new("/no/such/script")).expect_code(72);
-        // The runner's own stages are not a stranger's.
-        let own = scratch.file("own", format!("cat {}/secret; exit 0", home.display()));
-        fs::write(home.join("secret"), "runners").unwrap();
-        run("ci", "get_sources", &own).expect_code(0).expect_stdout("runners");
-        assert!(!run("ci", "step_script", &own).stdout.contains("runners"));
-        let config = Shannot::new(caller).args(["ci", "gitlab", "config"]).output().expect_code(0);
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&config.stdout).unwrap()["driver"]["name"], "shannot");
-        let prepare = |profile: &str| {
-            let prepare = Shannot::new(caller).args(["-p", profile, "ci", "gitlab", "prepare"]);
-            prepare.env("HOME", &home.display().to_string()).env("SYSTEM_FAILURE_EXIT_CODE", "72").output()
-        };
-        prepare("ci").expect_code(0).expect_stdout("rung namespaces");
-        prepare("nosuch").expect_code(72);
-        Shannot::new(caller).args(["ci", "gitlab", "cleanup"]).output().expect_code(0);
-    }
-}
-
-#[test]
-fn gitlabs_script_brings_no_token_into_the_job() {
-    for caller in callers() {
-        let scratch = Scratch::new();
-        let (home, work) = workspace(&scratch, caller);
-        // As the runner's bash writer makes it.
-        let text = r"#!/usr/bin/env bash
-set -eo pipefail
-: | eval $'export CI=$\'true\'\nexport CI_JOB_TOKEN=$\'glcbt-secret\'\nexport DEPLOY_PASSWORD=$\'hunter2-secret\'\nexport GREETING=$\'hello\'\necho $GREETING\nenv\ncat $0\n'
-exit 0
-";
-        let text = text.replace(": | eval", "eval");
-        let script = scratch.file("script", text);
-        let run = Shannot::new(caller).args(["ci", "gitlab", "run"]).args([script.as_os_str()]).args(["step_script"]);
-        let run =
-            run.env("HOME", &home.display().to_string()).env("CUSTOM_ENV_CI_PROJECT_DIR", &work.display().to_string());
-        own(scratch.path(), caller);
-        let result = run.env("CUSTOM_ENV_CI_JOB_TOKEN", "glcbt-secret").output().expect_code(0).expect_stdout("hello");
-        assert!(!result.stdout.contains("secret"), "{result:?}");
     }
 }
 

@@ -22,7 +22,20 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sandbox", &["plan", "policy", "removal", "report", "seccomp", "host", "sys"]),
     (
         "cli",
-        &["bwrap", "changes", "host", "plan", "policy", "profile", "report", "sandbox", "seccomp", "sys", "workspace"],
+        &[
+            "bwrap",
+            "changes",
+            "host",
+            "plan",
+            "policy",
+            "profile",
+            "removal",
+            "report",
+            "sandbox",
+            "seccomp",
+            "sys",
+            "workspace",
+        ],
     ),
 ];
 

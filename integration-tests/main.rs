@@ -27,6 +27,7 @@ mod command_line;
 mod environment;
 mod faults;
 mod files;
+mod gitlab;
 mod hiding;
 mod hostile_input;
 mod hostile_jobs;

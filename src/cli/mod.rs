@@ -137,7 +137,7 @@ fn dispatch(cli: Cli) -> Result<u8, Complaint> {
             clap_complete::generate(shell, &mut Cli::command(), "shannot", &mut text);
             output::result_bytes(&text).map(|()| 0)
         }
-        Command::Ci(args::Ci::Gitlab { stage }) => ci::gitlab_executor(&common, &stage),
+        Command::Ci(args::Ci::Gitlab { stage }) => Ok(ci::gitlab_executor(&common, &stage)),
         Command::Man => manual().map(|()| 0),
         Command::Bwrap { arguments } => Ok(bwrap::subcommand(&arguments)),
     }

@@ -1,28 +1,44 @@
-//! GitLab Runner's custom executor (<https://docs.gitlab.com/runner/executors/custom/>): the stages of the runner itself (sources,
-//! caches, artifacts) run on the host, what the job's author wrote runs in the sandbox.
+//! GitLab Runner's custom executor (<https://docs.gitlab.com/runner/executors/custom/>). Whoever writes a job's .gitlab-ci.yml
+//! has a say in every script of the runner's (hooks, and variables such as PATH), so that each of them runs in a sandbox, with
+//! a folder of the job's own as the one place to write. What the author calls a script has the administrator's profile and no
+//! secrets; the runner's own stages (sources, caches, artifacts) have a network and what the runner gives them.
 
-use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+mod folder;
+mod leftovers;
+mod script;
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Component, Path, PathBuf};
 
 use clap::Subcommand;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::cli::args::{Common, Options};
-use crate::cli::output::{self, Complaint};
+use self::folder::{Folder, base};
+use self::script::{Secrets, without_secrets};
+use super::System;
+use crate::cli::args::{Backend, Common, Mode, Options};
+use crate::cli::output::{self, Complaint, note};
 use crate::cli::{launch, run};
 use crate::plan::is_denied;
-use crate::profile::{Caller, Overrides};
+use crate::policy::Environment;
+use crate::profile::Caller;
 
 /// The runner hands its exit codes over, so that a job that failed is told from a machine that did.
 const BUILD_FAILURE: &str = "BUILD_FAILURE_EXIT_CODE";
 const SYSTEM_FAILURE: &str = "SYSTEM_FAILURE_EXIT_CODE";
-/// The runner puts this before each variable of the job.
+/// A file for the job's own exit code, which `allow_failure: exit_codes` looks at.
+const BUILD_EXIT_CODE: &str = "BUILD_EXIT_CODE_FILE";
+/// A file with what GitLab said of the job.
+const JOB_RESPONSE: &str = "JOB_RESPONSE_FILE";
+/// The runner puts this before each variable of the job; those without it are its own, and of `config`'s `job_env`.
 const PREFIX: &str = "CUSTOM_ENV_";
+const FOLDER: &str = "SHANNOT_GITLAB_FOLDER";
+const CACHE: &str = "SHANNOT_GITLAB_CACHE";
 /// The runner's own scripts. Every other is the job's author's: `build_script`, `after_script`, `step_NAME`, and what may come.
 const OF_THE_RUNNER: &[&str] = &[
     "prepare_script",
@@ -36,15 +52,27 @@ const OF_THE_RUNNER: &[&str] = &[
     "upload_artifacts_on_failure",
     "cleanup_file_variables",
 ];
-/// A file for the job's own exit code, which `allow_failure: exit_codes` looks at.
-const BUILD_EXIT_CODE: &str = "BUILD_EXIT_CODE_FILE";
+const OF_CACHES: &[&str] = &["restore_cache", "archive_cache", "archive_cache_on_failure"];
+/// As `ci`, with the host's network.
+const RUNNERS_PROFILE: &str = "install";
+const AUTHORS_PROFILE: &str = "ci";
+/// The key of the runner's certificate for GitLab. The runner writes it for git, into a file, in each script.
+const NEVER_SHOWN: &str = "CI_SERVER_TLS_KEY_FILE";
+const SHELL: &str = "/bin/bash";
 
 /// The executor's stages, as the runner's configuration calls them.
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum Stage {
-    /// `config_exec`: where builds are
-    Config,
-    /// `prepare_exec`: whether this host can run the profile
+    /// `config_exec`: makes the job's folder
+    Config {
+        /// Where jobs have their folders
+        #[arg(long, value_name = "DIR", default_value = "/builds")]
+        builds: PathBuf,
+        /// Keep caches from job to job, each project's in a folder of its own here; default: they end with the job
+        #[arg(long, value_name = "DIR")]
+        cache: Option<PathBuf>,
+    },
+    /// `prepare_exec`: whether this host can run the job
     Prepare,
     /// `run_exec`: one script
     Run {
@@ -53,151 +81,275 @@ pub(in crate::cli) enum Stage {
         /// Which stage of the job it is
         stage: String,
     },
-    /// `cleanup_exec`
+    /// `cleanup_exec`: removes the job's folder
     Cleanup,
 }
 
+/// Whose fault it is.
+enum Failed {
+    Job(String),
+    Host(Complaint),
+}
+
+impl<E: Into<Complaint>> From<E> for Failed {
+    fn from(error: E) -> Self {
+        Self::Host(error.into())
+    }
+}
+
 /// Runs a stage; its exit code is one of the runner's two, or 0.
-pub(in crate::cli) fn gitlab(common: &Common, stage: &Stage) -> Result<u8, Complaint> {
-    match stage {
-        Stage::Config => config().map(|()| 0),
-        Stage::Prepare => Ok(or_system_failure(prepare(common))),
-        Stage::Run { script, stage } => Ok(or_system_failure(run_script(common, script, stage))),
-        // Nothing of a run outlives it.
-        Stage::Cleanup => Ok(0),
+pub(in crate::cli) fn gitlab(common: &Common, stage: &Stage) -> u8 {
+    let ended = match stage {
+        Stage::Config { builds, cache } => config(builds, cache.as_deref()).map(|()| 0),
+        Stage::Prepare => prepare(common).map(|()| 0),
+        Stage::Run { script, stage } => run_script(common, script, stage),
+        Stage::Cleanup => cleanup().map(|()| 0),
+    };
+    let code = |variable: &str, default| {
+        std::env::var(variable).ok().and_then(|code| code.parse().ok()).filter(|code| *code != 0).unwrap_or(default)
+    };
+    match ended.and_then(|code| if code == 0 { Ok(code) } else { tell(code).map(|()| code) }) {
+        Ok(0) => 0,
+        Ok(_) => code(BUILD_FAILURE, 1),
+        Err(complaint) => {
+            complaint.say(common.error_format);
+            code(SYSTEM_FAILURE, 2)
+        }
     }
 }
 
-fn exit_code(variable: &str, default: u8) -> u8 {
-    std::env::var(variable).ok().and_then(|code| code.parse().ok()).unwrap_or(default)
+/// The job's own exit code, for the runner.
+fn tell(code: u8) -> Result<(), Complaint> {
+    let Some(file) = std::env::var_os(BUILD_EXIT_CODE).filter(|file| !file.is_empty()) else { return Ok(()) };
+    fs::write(&file, code.to_string())
+        .map_err(|error| failed(&format!("cannot write the exit code to {}", file.display()), &error))
 }
 
-fn or_system_failure(result: Result<u8, Complaint>) -> u8 {
-    result.unwrap_or_else(|complaint| {
-        complaint.say(output::ErrorFormat::Text);
-        exit_code(SYSTEM_FAILURE, 2)
-    })
+fn failed(what: &str, error: &io::Error) -> Complaint {
+    Complaint::new("gitlab", error, None).about(what.to_owned())
 }
 
-fn config() -> Result<(), Complaint> {
-    let driver = json!({"name": "shannot", "version": env!("CARGO_PKG_VERSION")});
-    output::result(&format!("{}\n", json!({"driver": driver, "builds_dir_is_shared": false})))
-}
-
-fn with_default(common: &Common) -> Common {
-    let mut common = common.clone();
-    if common.profile.is_empty() {
-        common.profile.push("ci".to_owned());
+fn config(builds: &Path, cache: Option<&Path>) -> Result<(), Complaint> {
+    let cache = cache.map(cache_of_project).transpose()?;
+    let path = |path: &Path| {
+        let text = path.to_str().map(str::to_owned);
+        text.ok_or_else(|| Complaint::plain("gitlab", format!("cannot use {}: it is not UTF-8", path.display())))
+    };
+    let builds = base(builds)?;
+    path(&builds)?;
+    let folder = Folder::make(&builds)?;
+    let mut environment = BTreeMap::from([(FOLDER, path(folder.path())?)]);
+    if let Some(cache) = &cache {
+        environment.insert(CACHE, path(cache)?);
     }
-    common
+    let config = json!({
+        "driver": {"name": "shannot", "version": env!("CARGO_PKG_VERSION")},
+        "builds_dir": path(&folder.builds())?,
+        "cache_dir": path(cache.as_ref().unwrap_or(&folder.cache()))?,
+        "builds_dir_is_shared": false,
+        "job_env": environment,
+    });
+    output::result(&format!("{config}\n"))
 }
 
-fn prepare(common: &Common) -> Result<u8, Complaint> {
-    let caller = Caller { cwd: Some(PathBuf::from("/tmp")), ..Caller::current() };
-    let policy = with_default(common).profile(&caller)?.policy(&Overrides::default(), &caller)?;
-    let plan = launch::plan(&policy)?;
-    output::result(&format!("shannot {}: rung {}\n", env!("CARGO_PKG_VERSION"), plan.rung.name())).map(|()| 0)
+/// What GitLab said of the job, if the runner tells.
+fn response() -> Result<Option<Value>, Complaint> {
+    let Some(file) = std::env::var_os(JOB_RESPONSE).filter(|file| !file.is_empty()) else { return Ok(None) };
+    let what = format!("cannot read what GitLab said of the job from {}", file.display());
+    let text = fs::read(&file).map_err(|error| failed(&what, &error))?;
+    serde_json::from_slice(&text).map(Some).map_err(|error| Complaint::new("gitlab", &error, None).about(what))
+}
+
+/// The project's folder below that for caches. Its number is GitLab's word, and no variable.
+fn cache_of_project(cache: &Path) -> Result<PathBuf, Complaint> {
+    let project = response()?.and_then(|job| job.get("job_info")?.get("project_id")?.as_u64());
+    let project = project.filter(|project| *project > 0).ok_or_else(|| {
+        let what = format!("cannot keep caches: {JOB_RESPONSE} names no project of the job's");
+        Complaint::plain("gitlab", what).with_hint("leave --cache away, or update GitLab Runner")
+    })?;
+    let folder = base(cache)?.join(project.to_string());
+    if folder.as_os_str().as_bytes().contains(&b':') {
+        return Err(Complaint::plain("gitlab", format!("cannot use {}: it has a colon", folder.display())));
+    }
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+    made.map_err(|error| failed(&format!("cannot make {}", folder.display()), &error))?;
+    Ok(folder)
+}
+
+/// The folder that `config` made.
+fn folder() -> Result<(PathBuf, Option<Folder>), Complaint> {
+    let path = std::env::var_os(FOLDER).filter(|path| !path.is_empty()).map(PathBuf::from).ok_or_else(|| {
+        Complaint::plain("gitlab", format!("cannot find the job's folder: {FOLDER} is not set"))
+            .with_hint("set config_exec and config_args = [\"ci\", \"gitlab\", \"config\"] in the runner's config.toml")
+    })?;
+    let folder = Folder::take(&path)?;
+    Ok((path, folder))
+}
+
+fn own_folder() -> Result<Folder, Complaint> {
+    let (path, folder) = folder()?;
+    folder.ok_or_else(|| Complaint::plain("gitlab", format!("cannot find the job's folder {}", path.display())))
+}
+
+fn cleanup() -> Result<(), Complaint> {
+    // Without one, nothing of the job is there.
+    if std::env::var_os(FOLDER).is_none() {
+        return Ok(());
+    }
+    folder()?.1.map_or(Ok(()), Folder::remove)
+}
+
+/// The profile and the options of a stage in a job's folder.
+fn sandbox(common: &Common, folder: &Folder, stage: &str) -> (Common, Options) {
+    let mut common = Common { profile_from_outside: true, ..common.clone() };
+    let mut options = Options {
+        workspace: Some(folder.job().into_os_string()),
+        workspace_mode: Some(Mode::Rw),
+        chdir: Some(folder.job().into_os_string()),
+        // git gives its files modes, as do archives; on the rung below nothing can.
+        backend: Backend::Namespaces,
+        ..Options::default()
+    };
+    if OF_THE_RUNNER.contains(&stage) {
+        common.profile = vec![RUNNERS_PROFILE.to_owned()];
+        let cache = std::env::var_os(CACHE).filter(|_| OF_CACHES.contains(&stage));
+        options.rw.extend(cache);
+    } else {
+        if common.profile.is_empty() {
+            common.profile.push(AUTHORS_PROFILE.to_owned());
+        }
+        options.ci = Some(System::Gitlab);
+    }
+    (common, options)
+}
+
+/// The job's folder becomes the current directory.
+fn enter(folder: &Folder) -> Result<Caller, Complaint> {
+    let job = folder.job();
+    folder.unlock();
+    std::env::set_current_dir(&job).map_err(|error| failed(&format!("cannot enter {}", job.display()), &error))?;
+    Ok(Caller::current())
+}
+
+fn prepare(common: &Common) -> Result<(), Complaint> {
+    let folder = own_folder()?;
+    let caller = enter(&folder)?;
+    let mut text = String::new();
+    for (whose, stage) in [("the runner's stages", "get_sources"), ("scripts", "build_script")] {
+        let (common, options) = sandbox(common, &folder, stage);
+        let profile = common.profile(&caller)?;
+        let mut policy = profile.policy(&options.overrides(), &caller)?;
+        policy.command = vec![SHELL.into()];
+        let plan = launch::plan(&policy)?;
+        text.push_str(&format!("shannot: {whose}: profile {}, rung {}\n", profile.name(), plan.rung.name()));
+    }
+    output::result(&text)
 }
 
 fn run_script(common: &Common, script: &Path, stage: &str) -> Result<u8, Complaint> {
-    let code = if !OF_THE_RUNNER.contains(&stage) {
-        in_sandbox(common, script)?
-    } else {
-        let status = Command::new("bash").arg(script).status().map_err(|error| {
-            Complaint::new("gitlab", &error, None).about(format!("cannot run the runner's script of {stage}"))
-        })?;
-        let signal = status.signal().and_then(|signal| u8::try_from(128 + signal).ok());
-        status.code().and_then(|code| u8::try_from(code).ok()).or(signal).unwrap_or(1)
-    };
-    if code == 0 {
-        return Ok(0);
+    match run_stage(common, script, stage) {
+        Ok(code) => Ok(code),
+        Err(Failed::Host(complaint)) => Err(complaint),
+        Err(Failed::Job(what)) => {
+            note(&format!("shannot: {what}"));
+            Ok(1)
+        }
     }
-    if let Some(file) = std::env::var_os(BUILD_EXIT_CODE).filter(|file| !file.is_empty()) {
-        fs::write(&file, code.to_string()).map_err(|error| {
-            Complaint::new("gitlab", &error, None).about(format!("cannot write the exit code to {}", file.display()))
-        })?;
-    }
-    Ok(exit_code(BUILD_FAILURE, 1))
 }
 
-fn in_sandbox(common: &Common, script: &Path) -> Result<u8, Complaint> {
-    let failed = |what: &str, error: &std::io::Error| Complaint::new("gitlab", error, None).about(what.to_owned());
-    let project = std::env::var_os(format!("{PREFIX}CI_PROJECT_DIR")).map(PathBuf::from);
-    if let Some(project) = &project {
-        std::env::set_current_dir(project).map_err(|error| failed("cannot enter the project's folder", &error))?;
-    }
-    let text = fs::read_to_string(script)
+fn run_stage(common: &Common, script: &Path, stage: &str) -> Result<u8, Failed> {
+    let folder = own_folder()?;
+    let text = fs::read(script)
         .map_err(|error| failed(&format!("cannot read the runner's script {}", script.display()), &error))?;
-    let common = with_default(common);
-    let caller = Caller::current();
-    let environment = common.profile(&caller)?.policy(&Overrides::default(), &caller)?.environment;
-    let text = without_secrets(&text, |name| is_denied(&environment, name.as_ref()));
-    let cleaned = std::env::temp_dir().join(format!("shannot-script-{}", std::process::id()));
-    let mut file = File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&cleaned)
-        .map_err(|error| failed("cannot make the script for the sandbox", &error))?;
-    file.write_all(text.as_bytes()).map_err(|error| failed("cannot write the script for the sandbox", &error))?;
-    let command: Vec<OsString> = vec!["/bin/bash".into(), cleaned.clone().into()];
-    let ran = run::run(&common, &Options::default(), command);
-    fs::remove_file(&cleaned).map_err(|error| failed("cannot remove the script for the sandbox", &error))?;
-    ran
+    let caller = enter(&folder)?;
+    let job = folder.job();
+    if job.join(".git").symlink_metadata().is_ok() {
+        return Err(Failed::Job(format!("cannot work in {}: the job made a repository of it", job.display())));
+    }
+    let project = project(&job)?;
+    let (common, options) = sandbox(common, &folder, stage);
+    let text = if OF_THE_RUNNER.contains(&stage) {
+        text
+    } else {
+        let environment = common.profile(&caller)?.policy(&options.overrides(), &caller)?.environment;
+        clean(&text, &environment, &job, project)?
+    };
+    let script = folder.script(&text)?;
+    let command: Vec<OsString> = vec![SHELL.into(), script.path().into()];
+    Ok(run::run(&common, &options, command)?)
 }
 
-/// The runner writes every variable of the job into each script, tokens too: `export NAME=…` up to the end of the line, within
-/// a quoted text where the end of a line is written `\n`. Values of names that are denied become empty.
-fn without_secrets(script: &str, is_denied: impl Fn(&str) -> bool) -> String {
-    const EXPORT: &str = "export ";
-    let mut clean = String::with_capacity(script.len());
-    let mut rest = script;
-    while let Some(at) = rest.find(EXPORT) {
-        let (before, found) = rest.split_at(at);
-        clean.push_str(before);
-        let after = found.strip_prefix(EXPORT).unwrap_or(found);
-        clean.push_str(EXPORT);
-        let length = after.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(after.len());
-        let (name, value) = after.split_at(length);
-        clean.push_str(name);
-        rest = value;
-        if value.starts_with('=') && is_denied(name) {
-            clean.push('=');
-            rest = value.get(end_of_line(value)..).unwrap_or_default();
-        }
-    }
-    clean.push_str(rest);
-    clean
+/// Where the project is, and the folder for files of the runner's, below the job's.
+fn project(job: &Path) -> Result<Option<(PathBuf, PathBuf)>, Failed> {
+    let inside = |name: &str| -> Result<Option<PathBuf>, Failed> {
+        let Some(path) = std::env::var_os(format!("{PREFIX}{name}")).map(PathBuf::from) else { return Ok(None) };
+        let below = path.strip_prefix(job).ok().filter(|below| {
+            below.file_name().is_some() && below.components().all(|part| matches!(part, Component::Normal(_)))
+        });
+        let what =
+            || format!("cannot use {name}={}: it lies outside of the job's folder {}", path.display(), job.display());
+        Ok(Some(below.ok_or_else(|| Failed::Job(what()))?.to_owned()))
+    };
+    let project = inside("CI_PROJECT_DIR")?;
+    // The runner puts this one behind the job's variables, so that none can stand in for it.
+    let files = inside("RUNNER_TEMP_PROJECT_DIR")?;
+    let real = files.as_ref().and_then(|files| files.as_os_str().as_bytes().strip_suffix(b".tmp"));
+    let Some(project) = real.map(|real| OsString::from_vec(real.to_vec()).into()).or(project) else { return Ok(None) };
+    let beside = || {
+        let mut files = project.clone().into_os_string();
+        files.push(".tmp");
+        files.into()
+    };
+    Ok(Some((project.clone(), files.unwrap_or_else(beside))))
 }
 
-/// Where a line ends: at a newline, or at `\n` with an even number of backslashes before it.
-fn end_of_line(text: &str) -> usize {
-    let bytes = text.as_bytes();
-    let mut at = 0;
-    while let Some(byte) = bytes.get(at) {
-        match (byte, bytes.get(at + 1)) {
-            (b'\n', _) | (b'\\', Some(b'n')) => return at,
-            (b'\\', Some(_)) => at += 2,
-            _ => at += 1,
-        }
+/// The author's script without the values of variables that the profile denies; in the job's folder there are none then either.
+fn clean(
+    text: &[u8],
+    environment: &Environment,
+    job: &Path,
+    project: Option<(PathBuf, PathBuf)>,
+) -> Result<Vec<u8>, Failed> {
+    let denied = |name: &OsStr| name == NEVER_SHOWN || is_denied(environment, name);
+    let values = values(&response()?.unwrap_or_default(), denied);
+    let secrets = Secrets::new(values.iter().map(|(name, value)| (name.clone(), value.as_slice())));
+    let Some((project, files)) = project else {
+        let what = format!("cannot tell where the project is: {PREFIX}CI_PROJECT_DIR is not set");
+        return Err(Complaint::plain("gitlab", what).into());
+    };
+    leftovers::remove(job, &files, &project, &secrets).map_err(|errno| {
+        Failed::Job(format!("cannot take the runner's files away from {}: {errno}", job.join(&files).display()))
+    })?;
+    let Some((clean, found)) = without_secrets(text, |name| denied(OsStr::from_bytes(name)), &secrets) else {
+        let what = "cannot take secrets out of the runner's script: it is not quoted as known runners quote theirs";
+        return Err(Complaint::plain("gitlab", what)
+            .with_hint("set shell = \"bash\" in the runner's config.toml")
+            .into());
+    };
+    if !found.is_empty() {
+        let names: Vec<&str> = found.into_iter().collect();
+        note(&format!("shannot: MASKED stands in the script for what is the value of {}", names.join(", ")));
     }
-    bytes.len()
+    Ok(clean)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn values_of_denied_names_are_taken_out_of_a_runners_script() {
-        let script = r#"set -eo pipefail
-: | eval $'export CI=true\nexport CI_JOB_TOKEN=$\'a\\nb c\'\nexport X=\'1\'\necho $\'export CI_JOB_TOKEN=x\'\n'
-export MY_TOKEN="abc def"
-exit 0
-"#;
-        let clean = without_secrets(script, |name| name.contains("TOKEN"));
-        assert!(!clean.contains("a\\\\nb") && !clean.contains("abc"), "{clean}");
-        assert!(clean.contains(r"export CI=true\nexport CI_JOB_TOKEN=\nexport X=\'1\'\necho"), "{clean}");
-        assert!(clean.contains("export MY_TOKEN=\nexit 0\n"), "{clean}");
+/// The values of denied variables, by their names: what the runner says, and what GitLab said, which a job's variable of the same
+/// name does not stand in for. What GitLab itself says in public is no secret, `registry.example.org` or `overlay2`.
+fn values(job: &Value, is_denied: impl Fn(&OsStr) -> bool) -> Vec<(String, Vec<u8>)> {
+    let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
+    let is = |value: &Value, key: &str| value.get(key).and_then(Value::as_bool) == Some(true);
+    let (mut secret, mut public) = (Vec::new(), Vec::new());
+    for variable in job.get("variables").and_then(Value::as_array).into_iter().flatten() {
+        let (Some(name), Some(value)) = (text(variable, "key"), text(variable, "value")) else { continue };
+        let list = if is(variable, "public") && !is(variable, "masked") { &mut public } else { &mut secret };
+        list.push((name, value.into_bytes()));
     }
+    let token = text(job, "token").map(|token| ("CI_JOB_TOKEN".to_owned(), token.into_bytes()));
+    let of_the_job = |(name, value): (OsString, OsString)| {
+        let name = name.as_bytes().strip_prefix(PREFIX.as_bytes())?;
+        Some((String::from_utf8_lossy(name).into_owned(), value.into_vec()))
+    };
+    let told = std::env::vars_os().filter_map(of_the_job).filter(|variable| !public.contains(variable));
+    let denied = told.chain(secret).filter(|(name, _)| is_denied(OsStr::new(name)));
+    token.into_iter().chain(denied).collect()
 }
