@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime};
@@ -712,6 +713,40 @@ fn where_namespaces_are_refused_jobs_are_too_before_they_begin() {
             let result = run.output().expect_code(72).expect_stderr("user namespaces").expect_stderr("hint: ");
             assert!(!result.stdout.contains("ran"), "{result:?}");
         }
+        runner.end();
+    }
+}
+
+#[test]
+fn a_job_that_is_cancelled_ends_with_all_that_it_started() {
+    for caller in callers() {
+        let runner = Runner::begun(caller);
+        runner.sources("").expect_code(0);
+        let script = runner.path("runner/script");
+        let lines = format!("{}echo begun; sleep 1717 & sleep 1717", runner.exports());
+        fs::write(&script, runner.flags.script(&lines)).unwrap();
+        let mut run = runner.executor(&["ci", "gitlab", "run", &script.display().to_string(), "step_script"]);
+        // As the runner does: to the process group that it made.
+        let mut child = run
+            .command
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines = std::io::BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut lines, &mut line).unwrap();
+        assert_eq!(line, "begun\n");
+        let started = std::time::Instant::now();
+        let group = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+        nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGTERM).unwrap();
+        let status = child.wait().unwrap();
+        assert!(started.elapsed() < Duration::from_secs(60), "{status:?}");
+        assert_eq!(status.code(), Some(71));
+        assert_eq!(running("1717"), 0);
+        assert_eq!(fs::read_dir(&runner.folder).unwrap().count(), 1);
         runner.end();
     }
 }

@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use proptest::prelude::*;
+
 use super::*;
 
 const TOKEN: &str = "glcbt-64_Abc1dEfGhIjKlMnOp";
@@ -174,4 +176,31 @@ fn what_is_not_quoted_as_known_is_refused_and_plain_text_is_read() {
     assert_eq!(clean, "export A_TOKEN=\necho $A_TOKEN\n");
     let bytes = b"export X=\xff\xfe\nexport A_TOKEN=\xff\nexit 0";
     assert_eq!(without_secrets(bytes, denied, &secrets).unwrap().0, b"export X=\xff\xfe\nexport A_TOKEN=\nexit 0");
+}
+
+proptest! {
+    #[test]
+    fn whatever_the_values_are_no_token_is_left_and_honest_scripts_stay(
+        values in prop::collection::vec("[a-z'\"$`\\\\ ;\n\t!ü=>]{0,12}", 6),
+        runner in 0..4_usize,
+    ) {
+        let runner = RUNNERS[runner];
+        let [a, b, c, d, e, f] = <[String; 6]>::try_from(values).unwrap();
+        let honest = runner.script(&[("A", &a), ("B", &b)], &[("F", &c)], &[&d]);
+        let secrets = Secrets::new([("CI_JOB_TOKEN".to_owned(), TOKEN.as_bytes())]);
+        let (same, found) = without_secrets(honest.as_bytes(), denied, &secrets).unwrap();
+        prop_assert_eq!(String::from_utf8(same).unwrap(), honest);
+        prop_assert!(found.is_empty());
+        let copy = format!("{e}{TOKEN}{f}");
+        let values = [("A", &*a), ("CI_JOB_TOKEN", TOKEN), ("B", &b), ("C", &copy), ("X_KEY", &copy), ("E", &e)];
+        let hostile = runner.script(&values, &[("F", &c), ("F_KEY", &copy), ("G", &copy)], &[&d, &copy]);
+        let (clean, _) = without_secrets(hostile.as_bytes(), denied, &secrets).unwrap();
+        prop_assert!(find(&clean, TOKEN.as_bytes()).is_none());
+        // By their names alone, where nothing is known of values.
+        let values = [("A", &*a), ("CI_JOB_TOKEN", TOKEN), ("B", &b), ("X_KEY", &copy)];
+        let hostile = runner.script(&values, &[("F", &c)], &[&d]);
+        let (clean, _) = without_secrets(hostile.as_bytes(), denied, &Secrets::new([])).unwrap();
+        let broken = runner.posix && copy.contains(['\n', '\'']);
+        prop_assert!(broken || find(&clean, TOKEN.as_bytes()).is_none());
+    }
 }
