@@ -76,7 +76,7 @@ pub fn sh_binary() -> &'static Path {
 fn binaries() -> &'static [PathBuf; 3] {
     static BINARIES: OnceLock<[PathBuf; 3]> = OnceLock::new();
     BINARIES.get_or_init(|| {
-        let folder = Scratch::new().keep();
+        let folder = folder_of_binaries();
         [
             ("shannot", "SHANNOT_TEST_BINARY", env!("CARGO_BIN_EXE_shannot")),
             ("shannot-bwrap", "SHANNOT_TEST_BWRAP", env!("CARGO_BIN_EXE_shannot-bwrap")),
@@ -91,20 +91,54 @@ fn binaries() -> &'static [PathBuf; 3] {
     })
 }
 
+/// Nothing runs at the end of all tests, so that it goes with the next ones.
+fn folder_of_binaries() -> PathBuf {
+    const PREFIX: &str = "shannot-test-of-";
+    for entry in fs::read_dir(scratch_parent()).unwrap().flatten() {
+        let name = entry.file_name().into_string().unwrap_or_default();
+        let is_left = |pid: &str| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists();
+        if name.strip_prefix(PREFIX).is_some_and(is_left) {
+            // Another test run may be faster; another user's stays.
+            fs::remove_dir_all(entry.path()).unwrap_or_default();
+        }
+    }
+    let folder = scratch_parent().join(format!("{PREFIX}{}", std::process::id()));
+    fs::create_dir(&folder).unwrap();
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+    folder
+}
+
+/// Not below /tmp, which the profiles under test cover with a tmpfs.
+fn scratch_parent() -> &'static Path {
+    Path::new(if is_root() { "/var/lib" } else { "/var/tmp" })
+}
+
 /// A folder that every caller can look into, gone after the test.
-pub struct Scratch(Option<tempfile::TempDir>);
+pub struct Scratch(tempfile::TempDir);
+
+impl Drop for Scratch {
+    /// Folders in it may have no permissions: overlayfs makes such.
+    fn drop(&mut self) {
+        let mut todo = vec![self.path().to_owned()];
+        while let Some(folder) = todo.pop() {
+            fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap_or_default();
+            let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+            todo.extend(
+                entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()),
+            );
+        }
+    }
+}
 
 impl Scratch {
     pub fn new() -> Self {
-        // Not below /tmp, which the profiles under test cover with a tmpfs.
-        let parent = if is_root() { Path::new("/var/lib") } else { Path::new("/var/tmp") };
-        let folder = tempfile::Builder::new().prefix("shannot-test-").tempdir_in(parent).unwrap();
+        let folder = tempfile::Builder::new().prefix("shannot-test-").tempdir_in(scratch_parent()).unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        Self(Some(folder))
+        Self(folder)
     }
 
     pub fn path(&self) -> &Path {
-        self.0.as_ref().unwrap().path()
+        self.0.path()
     }
 
     /// A file with this text that all can read.
@@ -121,10 +155,6 @@ impl Scratch {
         fs::create_dir(&path).unwrap();
         own(&path, caller);
         path
-    }
-
-    fn keep(mut self) -> PathBuf {
-        self.0.take().unwrap().keep()
     }
 }
 
