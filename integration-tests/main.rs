@@ -28,6 +28,7 @@ mod environment;
 mod faults;
 mod files;
 mod gitlab;
+mod gitlab_runner;
 mod hiding;
 mod hostile_input;
 mod hostile_jobs;
