@@ -9,10 +9,11 @@ use crate::support::sources;
 /// README's table. `policy` and `plan` name protections by `report`'s words; `cli` may use every room.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("sys", &[]),
-    ("seccomp", &[]),
+    ("spelling", &[]),
+    ("seccomp", &["spelling"]),
     ("report", &[]),
     ("policy", &["seccomp", "report"]),
-    ("profile", &["policy", "seccomp", "report", "bwrap"]),
+    ("profile", &["policy", "seccomp", "report", "bwrap", "spelling"]),
     ("bwrap", &["policy", "seccomp"]),
     ("host", &["sys"]),
     ("removal", &["sys"]),
@@ -33,6 +34,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "report",
             "sandbox",
             "seccomp",
+            "spelling",
             "sys",
             "workspace",
         ],

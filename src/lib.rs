@@ -14,5 +14,6 @@ mod removal;
 pub mod report;
 pub mod sandbox;
 pub mod seccomp;
+mod spelling;
 pub mod sys;
 pub mod workspace;

@@ -24,7 +24,7 @@ use clap::{CommandFactory, Parser};
 
 use self::args::{Cli, Command, Common, Options};
 use self::output::{Complaint, ErrorFormat, note};
-use crate::seccomp::nearest;
+use crate::spelling::nearest;
 use crate::sys;
 
 pub use bwrap::main as bwrap_main;

@@ -12,8 +12,9 @@ use super::args::{FilterFile, Seccomp};
 use super::output::{self, Complaint, note};
 use crate::seccomp::{
     Abi, Call, Context, Document, Explanation, Finding, Policy, Preset, Program, Severity, Subject, is_json,
-    kernel_version, nearest,
+    kernel_version,
 };
+use crate::spelling::nearest;
 use crate::sys;
 
 /// No policy and no filter is larger.

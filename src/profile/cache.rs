@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::load::Caller;
 use crate::policy::{Access, Cache, FsOp, OverlayTop, Policy, SandboxPath};
-use crate::seccomp::nearest;
+use crate::spelling::nearest;
 
 /// What each tool keeps, below its home.
 const KNOWN: &[(&str, &[&str])] = &[

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::error::ProfileError;
 use super::trust;
-use crate::seccomp::{Context, Filter, FilterError, Preset, nearest};
+use crate::seccomp::{Context, Filter, FilterError, Preset};
+use crate::spelling::nearest;
 
 /// Loads what the words name. The preset `default` comes first, unless another preset is named.
 pub(super) fn load(

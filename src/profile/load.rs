@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::document::Document;
 use super::error::ProfileError;
 use super::{parse, trust};
-use crate::seccomp::nearest;
+use crate::spelling::nearest;
 
 /// The profiles that are in the binary, also in the project's folder `profiles`.
 const BUILT_IN: &[(&str, &str)] = &[

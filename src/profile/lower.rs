@@ -13,7 +13,7 @@ use crate::policy::{
     parse_duration, parse_size,
 };
 use crate::report::Layer;
-use crate::seccomp::nearest;
+use crate::spelling::nearest;
 
 /// A policy whose hidden paths are not yet in its list of operations: they come last, after what the command line adds.
 pub(super) struct Lowered {

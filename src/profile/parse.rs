@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::document::{Document, Object};
 use super::error::ProfileError;
-use crate::seccomp::nearest;
+use crate::spelling::nearest;
 
 /// Parses a profile.
 pub(super) fn parse(text: &[u8], origin: &str) -> Result<Document, ProfileError> {

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use super::abi::{Abi, is_known};
 use super::calls;
 use super::lint::{Finding, Severity};
-use super::nearest::nearest;
 use super::oci::{Document, Operator};
 use super::policy::{Condition, Policy, Rule};
 use super::program::Program;
+use crate::spelling::nearest;
 
 /// For so many unknown names the nearest known one is looked for.
 const GUESSED: usize = 50;

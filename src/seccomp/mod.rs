@@ -17,7 +17,6 @@ mod interpret;
 mod launch;
 mod lint;
 mod lint_rules;
-mod nearest;
 mod oci;
 mod policy;
 #[cfg(test)]
@@ -37,7 +36,6 @@ pub use fix::Fix;
 pub use interpret::Call;
 pub use launch::Gate;
 pub use lint::{Finding, Severity, Subject};
-pub use nearest::nearest;
 pub use oci::{ActionName, Document, Flag, Operator, SyntaxError};
 pub use policy::{Condition, Context, Policy, PolicyError, Rule, kernel_version};
 pub use preset::{Preset, UnknownPreset, in_place, is_preset, no_memory_files, without_memory_files};
