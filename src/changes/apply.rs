@@ -22,6 +22,7 @@ use super::change::{Change, ChangeKind, Node};
 use super::content;
 use super::diff::{Anchor, Found};
 use super::error::{Error, at_errno};
+use super::journal::{Deed, Journal};
 use super::remove::remove;
 use super::tree::{Meta, Permissions, Tree, meta_at};
 use super::upper::Upper;
@@ -33,6 +34,7 @@ const NEW: OFlag =
 
 pub(super) struct Apply<'a> {
     upper: &'a mut Upper,
+    journal: &'a Journal,
     workspace: Tree,
     /// The same, for a second place at the same time.
     anchored: Tree,
@@ -43,11 +45,17 @@ pub(super) struct Apply<'a> {
 }
 
 impl<'a> Apply<'a> {
-    pub(super) fn new(upper: &'a mut Upper, workspace: Tree, own: &'a OsStr, found: &mut Found) -> nix::Result<Self> {
+    pub(super) fn new(
+        upper: &'a mut Upper,
+        journal: &'a Journal,
+        workspace: Tree,
+        own: &'a OsStr,
+        found: &mut Found,
+    ) -> nix::Result<Self> {
         let root = workspace.root().try_clone_to_owned().map_err(|error| sys::errno_of(&error))?;
         let anchors = std::mem::take(&mut found.anchors);
         let anchored = Tree::new(root)?;
-        Ok(Self { upper, workspace, anchored, own, anchors, writable: None })
+        Ok(Self { upper, journal, workspace, anchored, own, anchors, writable: None })
     }
 
     /// Applies what is not refused, and takes away what an interrupted apply left in `folders`.
@@ -96,7 +104,7 @@ impl<'a> Apply<'a> {
         self.open_for_writing(path.parent().unwrap_or(Path::new(""))).map_err(swapped("write in", path))?;
         match change.node {
             Node::Directory => self.make_folder(change).map_err(swapped("make", path)),
-            Node::Link => self.make_link(change).map_err(swapped("make", path)),
+            Node::Link => self.make_link(change).map_err(|error| swapped("make", path)(sys::errno_of(&error))),
             _ => self.make_file(change).map_err(|error| swapped("write", path)(sys::errno_of(&error))),
         }
     }
@@ -134,7 +142,7 @@ impl<'a> Apply<'a> {
         Ok(())
     }
 
-    fn make_link(&mut self, change: &Change) -> nix::Result<()> {
+    fn make_link(&mut self, change: &Change) -> io::Result<()> {
         let text = self.upper.tree.link(&change.path)?;
         let (folder, name) = self.workspace.parent(&change.path)?;
         remove(folder, self.own)?;
@@ -143,7 +151,8 @@ impl<'a> Apply<'a> {
             let (uid, gid) = (Uid::from_raw(old.uid), Gid::from_raw(old.gid));
             fchownat(folder, self.own, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
         }
-        put(folder, self.own, name, change)
+        self.journal.note(Deed::Wrote, &[meta_at(folder, self.own)?])?;
+        Ok(put(folder, self.own, name, change)?)
     }
 
     fn make_file(&mut self, change: &Change) -> io::Result<()> {
@@ -163,6 +172,7 @@ impl<'a> Apply<'a> {
         fchmod(&to, Mode::from_bits_truncate(change.mode))?;
         futimens(&to, &TimeSpec::UTIME_NOW, &TimeSpec::new(meta.mtime.0, meta.mtime.1))?;
         let made = Meta::from(fstat(&to)?);
+        self.journal.note(Deed::Wrote, &[made])?;
         put(folder, self.own, name, change)?;
         if meta.links > 1 {
             self.anchors.insert(meta.inode, (change.path.clone(), made.identity()));

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use super::change::{Change, ChangeKind, Node, Protected, Refusal};
 use super::content;
 use super::error::{Error, at};
+use super::journal::Journal;
 use super::tree::{LONGEST, Meta, Tree, length};
 use super::upper::{FolderMarks, Upper};
 
@@ -21,17 +22,18 @@ pub(super) const MOST_BYTES: usize = 256 << 20;
 
 /// What tells the host's own changes from the run's.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Since {
+pub(super) struct Since<'a> {
     /// When the run started, seconds and nanoseconds since the epoch.
     pub(super) start: (i64, i64),
-    /// Apply was at work: it changes a file's ctime when it takes away another name of it.
-    pub(super) is_begun: bool,
+    /// What apply has done since then.
+    pub(super) journal: &'a Journal,
 }
 
-impl Since {
-    /// By its times. ctime moves with every write, and nobody can set it; mtime may have been set to any day, also to come.
-    fn was_changed(self, meta: &Meta) -> bool {
-        meta.ctime > self.start && (!self.is_begun || meta.mtime > self.start)
+impl Since<'_> {
+    /// By its times. ctime moves with every write and rename, and nobody can set it; mtime may have been set to any day, also to
+    /// come, and is kept by mv(1) and cp -p. `goes`: it would be taken away.
+    fn was_changed(self, meta: &Meta, goes: bool) -> bool {
+        meta.ctime > self.start && !self.journal.explains(meta, goes)
     }
 }
 
@@ -42,6 +44,8 @@ pub(super) struct Found {
     pub(super) changes: Vec<Change>,
     /// For each file of the upper directory with several names: one of the workspace's that has its content already.
     pub(super) anchors: HashMap<u64, Anchor>,
+    /// Files of the workspace with several names, of which apply takes some away or adds some: nobody has changed them.
+    pub(super) linked: Vec<Meta>,
     /// Folders of the upper directory that are folders of the workspace, where an interrupted apply may have left something.
     pub(super) folders: Vec<PathBuf>,
 }
@@ -68,7 +72,7 @@ pub(super) struct Walk<'a> {
     pub(super) protected: &'a Protected,
     /// What is listed, with all in it; everything if there is nothing.
     pub(super) only: &'a BTreeSet<PathBuf>,
-    pub(super) since: Since,
+    pub(super) since: Since<'a>,
     /// The run's name.
     pub(super) run: &'a str,
     /// The name that apply gives to what is not finished.
@@ -203,7 +207,9 @@ impl Walk<'_> {
             let inherited = pair.mode & 0o2000;
             change.strips_set_id = meta.mode & 0o6000 & !inherited != 0;
             change.mode = meta.mode & 0o1777;
-            change.conflict = below.is_some_and(|below| self.since.was_changed(below));
+            if let Some(below) = below {
+                change.conflict = self.was_changed(below, false)?;
+            }
             refused = change.refused;
             self.push(change)?;
         }
@@ -261,7 +267,7 @@ impl Walk<'_> {
                 change.refused = change.refused.or(refused);
                 change.conflict = conflict;
             }
-            Some(below) => change.conflict = self.since.was_changed(below),
+            Some(below) => change.conflict = self.was_changed(below, false)?,
             None => {}
         }
         self.push(change)
@@ -290,11 +296,15 @@ impl Walk<'_> {
         }
         let is_protected = self.protected.refuses(path, Some(Node::File));
         if meta.links > 1 && !is_protected {
-            let anchor = self.found.anchors.entry(meta.inode).or_insert_with(|| {
-                self.bytes += cost(path, size_of::<(u64, Anchor)>());
-                (path.to_owned(), below.identity())
-            });
-            return Ok((anchor.1 != below.identity()).then_some(ChangeKind::Modified));
+            if let Some(anchor) = self.found.anchors.get(&meta.inode) {
+                return Ok((anchor.1 != below.identity()).then_some(ChangeKind::Modified));
+            }
+            self.bytes += cost(path, size_of::<(u64, Anchor)>());
+            self.found.anchors.insert(meta.inode, (path.to_owned(), below.identity()));
+            if !self.since.was_changed(below, false) {
+                self.bytes += size_of::<Meta>();
+                self.found.linked.push(*below);
+            }
         }
         Ok(None)
     }
@@ -309,17 +319,29 @@ impl Walk<'_> {
             change.refused = change.refused.or(refused);
             change.conflict = conflict;
         } else {
-            change.conflict = self.since.was_changed(below);
+            change.conflict = self.was_changed(below, true)?;
         }
         self.push(change)
+    }
+
+    /// Whether somebody else changed it. If not, apply is about to take away a name of it: what that does to its other names
+    /// is its own doing.
+    fn was_changed(&mut self, meta: &Meta, goes: bool) -> Result<bool, Error> {
+        let was_changed = self.since.was_changed(meta, goes);
+        if !was_changed && meta.links > 1 && meta.node == Node::File {
+            self.found.linked.push(*meta);
+            self.count(size_of::<Meta>())?;
+        }
+        Ok(was_changed)
     }
 
     /// What speaks against taking away a folder of the workspace: files in it that were changed meanwhile, or that can't be
     /// seen. Folders themselves are not asked: apply changes their times.
     fn examine(&mut self, folder: &Path) -> Result<(Option<Refusal>, bool), Error> {
-        let before = self.bytes;
+        let (before, linked) = (self.bytes, self.found.linked.len());
         let result = self.look_through(folder);
-        self.bytes = before;
+        // The notes of files stay.
+        self.bytes = before + self.found.linked.len().saturating_sub(linked) * size_of::<Meta>();
         result
     }
 
@@ -344,7 +366,7 @@ impl Walk<'_> {
                         self.count(cost(&path, size_of::<PathBuf>()))?;
                         todo.push(path);
                     }
-                    Some(meta) if self.since.was_changed(&meta) => return Ok((None, true)),
+                    Some(meta) if self.was_changed(&meta, true)? => return Ok((None, true)),
                     _ => {}
                 }
             }

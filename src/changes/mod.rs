@@ -13,6 +13,7 @@ mod change;
 mod content;
 mod diff;
 mod error;
+mod journal;
 mod record;
 mod remove;
 mod run;

@@ -14,7 +14,9 @@ use super::artifact::{self, LeftOut};
 use super::change::{Change, Protected};
 use super::diff::{Found, Since, Walk};
 use super::error::{Error, at, at_errno};
+use super::journal::{Deed, Journal};
 use super::record::{Record, State};
+use super::store::moment;
 use super::tree::{FOLDER, Tree};
 use super::upper::{Modes, Upper};
 
@@ -97,7 +99,8 @@ impl Run {
     /// [`Error::OtherWorkspace`], [`Error::Foreign`], [`Error::TooMany`], and those of reading.
     pub fn changes(&self, protected: &Protected) -> Result<Vec<Change>, Error> {
         let (mut upper, mut workspace) = (self.open_upper()?, self.open_workspace()?);
-        self.find(&mut upper, &mut workspace, protected, &BTreeSet::new(), false).map(|found| found.changes)
+        let journal = self.open_journal()?;
+        self.find(&mut upper, &mut workspace, &journal, protected, &BTreeSet::new(), false).map(|found| found.changes)
     }
 
     /// Makes the workspace what the command saw. It can be killed at any moment, and run again; after a power loss files may be
@@ -112,8 +115,16 @@ impl Run {
         }
         let only = options.only.iter().map(|path| self.inside(path)).collect::<Result<BTreeSet<_>, _>>()?;
         let (mut upper, mut workspace) = (self.open_upper()?, self.open_workspace()?);
+        let journal = self.open_journal()?;
         let is_begun = self.is_begun();
-        let mut found = self.find(&mut upper, &mut workspace, options.protected, &only, is_begun)?;
+        if is_begun {
+            journal
+                .shut_again(&mut workspace)
+                .map_err(|(path, errno)| at_errno("set the permissions of", &path)(errno))?;
+        }
+        let note = at("note what is done to", &self.record.workspace);
+        journal.watch(&mut workspace).map_err(&note)?;
+        let mut found = self.find(&mut upper, &mut workspace, &journal, options.protected, &only, is_begun)?;
         let mut changes = std::mem::take(&mut found.changes);
         check_selected(&changes, &only)?;
         if !options.force && changes.iter().any(|change| change.conflict) {
@@ -123,9 +134,13 @@ impl Run {
         }
         let own = own_name(&self.id);
         let prepare = at_errno("prepare", &self.record.workspace);
-        let apply = Apply::new(&mut upper, workspace, &own, &mut found).map_err(prepare)?;
+        let apply = Apply::new(&mut upper, &journal, workspace, &own, &mut found).map_err(prepare)?;
         self.set_state(State::Applying)?;
-        apply.all(&changes, &found.folders)?;
+        journal.note(Deed::Linked, &found.linked).map_err(&note)?;
+        let done = apply.all(&changes, &found.folders);
+        // Also after a failure: what comes later is not its doing.
+        let ended = journal.end(moment()).map_err(&note);
+        done.and(ended)?;
         if only.is_empty() {
             self.set_state(State::Applied)?;
         }
@@ -158,11 +173,12 @@ impl Run {
         &self,
         upper: &mut Upper,
         workspace: &mut Tree,
+        journal: &Journal,
         protected: &Protected,
         only: &BTreeSet<PathBuf>,
         may_open: bool,
     ) -> Result<Found, Error> {
-        let since = Since { start: self.record.start, is_begun: self.is_begun() };
+        let since = Since { start: self.record.start, journal };
         let own = &own_name(&self.id);
         let (run, found) = (self.id.as_str(), Found::default());
         Walk { upper, workspace, protected, only, since, run, own, found, bytes: 0, may_open }.all()
@@ -179,6 +195,10 @@ impl Run {
         let mut text = String::new();
         file.read_to_string(&mut text).map_err(at("read", &modes))?;
         Upper::new(root, Modes::new(file, &text)).map_err(at_errno("open", &path))
+    }
+
+    fn open_journal(&self) -> Result<Journal, Error> {
+        Journal::open(&*self.folder, &self.path)
     }
 
     fn open_workspace(&self) -> Result<Tree, Error> {

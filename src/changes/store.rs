@@ -141,7 +141,7 @@ impl Store {
             inode: metadata.ino(),
             born: born(&metadata),
             mode: Some(mode),
-            start: start(),
+            start: moment(),
             state: State::Running,
             exit_code: None,
         };
@@ -372,14 +372,14 @@ fn new_id() -> String {
 
 /// Now, and not before file systems would say later: they take the time of the last tick, a few milliseconds ago. What was
 /// changed before this call is then older, and what is changed after it is younger.
-fn start() -> (i64, i64) {
+pub(super) fn moment() -> (i64, i64) {
     let now = |clock| clock_gettime(clock).map_or((0, 0), |time| (time.tv_sec(), time.tv_nsec()));
-    let start = now(ClockId::CLOCK_REALTIME);
+    let moment = now(ClockId::CLOCK_REALTIME);
     for _ in 0..100 {
-        if now(ClockId::CLOCK_REALTIME_COARSE) > start {
+        if now(ClockId::CLOCK_REALTIME_COARSE) > moment {
             break;
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    start
+    moment
 }

@@ -9,10 +9,13 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{Mode, SFlag, mknod};
 
 use super::diff::{Found, MOST_BYTES, Since, Walk};
+use super::journal::Journal;
 use super::remove::remove;
 use super::tree::{Permissions, Tree};
 use super::upper::{Modes, Upper};
 use super::{Applied, Change, ChangeKind, Error, Node, Options, Protected, Record, Refusal, Run, Store, printable};
+
+mod meanwhile;
 
 /// Says why a test can't be made here; an error where nothing may be skipped.
 fn skip(why: &str) {
@@ -283,6 +286,7 @@ fn what_a_walk_holds_is_bounded_and_only_what_is_asked_for_counts() {
         fs::write(run.upper().join(format!("new/{number}")), "").unwrap();
     }
     fs::write(run.upper().join("a"), "changed").unwrap();
+    let journal = Journal::read(tempfile::tempfile().unwrap()).unwrap();
     let walk = |only: &[&str], room: usize| {
         let mut upper =
             Upper::new(fs::File::open(run.upper()).unwrap().into(), Modes::new(tempfile::tempfile().unwrap(), ""));
@@ -291,7 +295,7 @@ fn what_a_walk_holds_is_bounded_and_only_what_is_asked_for_counts() {
             workspace: &mut Tree::open(&run.record().workspace).unwrap(),
             protected: &Protected::default(),
             only: &only.iter().map(PathBuf::from).collect(),
-            since: Since { start: run.record().start, is_begun: false },
+            since: Since { start: run.record().start, journal: &journal },
             run: run.id(),
             own: ".shannot".as_ref(),
             found: Found::default(),

@@ -16,6 +16,7 @@ use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmod, fchmodat, fstat, fst
 use nix::unistd::geteuid;
 
 use super::change::Node;
+use super::journal::note_opened;
 use crate::sys;
 
 /// What opens a folder for its name only, and no link.
@@ -109,13 +110,15 @@ pub(super) struct Tree {
     folder: Option<OwnedFd>,
     /// Of folders that were opened up, or made, in a way that their permissions may not allow.
     pending: BTreeMap<PathBuf, Permissions>,
+    /// Where it is noted before a folder is opened up, so that it is known after a kill.
+    notes: Option<File>,
 }
 
 impl Tree {
     /// Of the folder that a descriptor names.
     pub(super) fn new(root: OwnedFd) -> nix::Result<Self> {
         let mount = sys::mount_id(root.as_fd())?;
-        Ok(Self { root, mount, at: PathBuf::new(), folder: None, pending: BTreeMap::new() })
+        Ok(Self { root, mount, at: PathBuf::new(), folder: None, pending: BTreeMap::new(), notes: None })
     }
 
     /// Of the folder at an absolute path without links, `.` and `..`. ENOTDIR and ELOOP for one that has some.
@@ -195,12 +198,20 @@ impl Tree {
             let Some(meta) = self.meta(&folder)? else { return Ok(()) };
             let is_shut = meta.node == Node::Directory && meta.mode & 0o700 != 0o700;
             if is_shut && meta.uid == geteuid().as_raw() {
+                if let Some(notes) = &self.notes {
+                    note_opened(notes, &folder, &meta)?;
+                }
                 let old = Permissions { mode: meta.mode, identity: Some(meta.identity()), are_old: true };
                 self.pending.entry(folder.clone()).or_insert(old);
                 self.chmod(&folder, meta.mode | 0o700)?;
             }
         }
         Ok(())
+    }
+
+    /// Whatever is opened up from now on is noted there.
+    pub(super) fn note_opened_in(&mut self, file: File) {
+        self.notes = Some(file);
     }
 
     /// Says what permissions a folder gets from [`Tree::settle`], whatever it had.

@@ -1,0 +1,86 @@
+//! Applied in parts, or interrupted, while somebody works in the workspace.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::{apply, case, lines, mark};
+use crate::changes::{Applied, Options, Protected, Run};
+
+/// What speaks against applying all.
+fn conflicts(run: &mut Run) -> Vec<String> {
+    match run.apply(&Options { protected: &Protected::default(), force: false, only: &[] }).unwrap() {
+        Applied::Conflicts(changes) => lines(&changes),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// As mv(1), cp -p, tar and rsync leave it: with the time that it had elsewhere.
+fn bring(workspace: &Path, name: &str) {
+    let elsewhere = workspace.parent().unwrap().join("mine");
+    fs::write(&elsewhere, "mine").unwrap();
+    fs::File::options().write(true).open(&elsewhere).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+    fs::rename(elsewhere, workspace.join(name)).unwrap();
+}
+
+#[test]
+fn what_others_bring_after_a_part_was_applied_is_a_conflict_however_old_it_is() {
+    let (_folder, store, workspace) = case();
+    let mut run = store.create(&workspace).unwrap();
+    fs::create_dir_all(run.upper().join("d")).unwrap();
+    for (name, text) in [("d/new", "new"), ("a", "job's")] {
+        fs::write(run.upper().join(name), text).unwrap();
+    }
+    if !mark(&run.upper().join("d"), "user.overlay.opaque", b"y") {
+        return;
+    }
+    let parts: Vec<PathBuf> = vec!["d".into()];
+    assert_eq!(lines(&apply(&mut run, &parts)), ["D d/e/", "D d/f", "A d/new"]);
+    // Again: what apply itself wrote is in nobody's way.
+    fs::remove_file(run.upper().join("d/new")).unwrap();
+    fs::write(run.upper().join("d/new"), "newer").unwrap();
+    assert_eq!(lines(&apply(&mut run, &parts)), ["M d/new"]);
+    bring(&workspace, "d/thesis");
+    bring(&workspace, "a");
+    assert_eq!(conflicts(&mut run), ["M a", "D d/thesis"]);
+    assert!(run.changes(&Protected::default()).unwrap().iter().all(|change| change.conflict));
+    fs::remove_file(workspace.join("d/thesis")).unwrap();
+    bring(&workspace, "d/new");
+    assert_eq!(conflicts(&mut run), ["M a", "M d/new"]);
+    assert_eq!(fs::read_to_string(workspace.join("a")).unwrap(), "mine");
+}
+
+#[test]
+fn what_apply_wrote_and_somebody_moved_is_not_taken_away() {
+    let (_folder, store, workspace) = case();
+    let mut run = store.create(&workspace).unwrap();
+    fs::create_dir_all(run.upper().join("d")).unwrap();
+    fs::write(run.upper().join("new"), "new").unwrap();
+    if !mark(&run.upper().join("d"), "user.overlay.opaque", b"y") {
+        return;
+    }
+    apply(&mut run, &["new".into()]);
+    fs::rename(workspace.join("new"), workspace.join("d/e/kept")).unwrap();
+    assert_eq!(conflicts(&mut run), ["D d/e/"]);
+}
+
+#[test]
+fn a_file_of_which_apply_took_away_a_name_is_not_changed_by_that_and_by_others_it_is() {
+    let (_folder, store, workspace) = case();
+    for name in ["d/e/second", "third", "fourth"] {
+        fs::hard_link(workspace.join("a"), workspace.join(name)).unwrap();
+    }
+    let mut run = store.create(&workspace).unwrap();
+    fs::create_dir_all(run.upper().join("d")).unwrap();
+    for name in ["third", "fourth"] {
+        fs::write(run.upper().join(name), "job's").unwrap();
+    }
+    if !mark(&run.upper().join("d"), "user.overlay.opaque", b"y") {
+        return;
+    }
+    // With a folder, and alone.
+    assert_eq!(lines(&apply(&mut run, &["d".into()])), ["D d/e/", "D d/f"]);
+    assert_eq!(lines(&apply(&mut run, &["third".into()])), ["M third"]);
+    fs::rename(workspace.join("fourth"), workspace.join("fifth")).unwrap();
+    fs::rename(workspace.join("fifth"), workspace.join("fourth")).unwrap();
+    assert_eq!(conflicts(&mut run), ["M fourth"]);
+}
