@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
@@ -9,26 +10,41 @@ use nix::unistd::{Whence, lseek};
 /// Bytes that are read at once.
 const BLOCK: usize = 128 * 1024;
 
-/// Whether two files have the same bytes.
+/// Whether two files have the same bytes. What is a hole in both is not read: it may be terabytes.
 pub(super) fn is_same(one: &File, other: &File) -> io::Result<bool> {
-    let (mut first, mut second) = (vec![0; BLOCK], vec![0; BLOCK]);
-    loop {
-        let read = fill(one, &mut first)?;
-        if fill(other, &mut second)? != read || first.get(..read) != second.get(..read) {
-            return Ok(false);
-        }
-        if read == 0 {
-            return Ok(true);
+    let length = one.metadata()?.len();
+    if other.metadata()?.len() != length {
+        return Ok(false);
+    }
+    let mut blocks = (vec![0; BLOCK], vec![0; BLOCK]);
+    let mut position = 0;
+    while position < length {
+        let (start, end) = match (extent(one, position, length)?, extent(other, position, length)?) {
+            (None, None) => return Ok(true),
+            (Some(extent), None) | (None, Some(extent)) => extent,
+            (Some(extent), Some(another)) => extent.min(another),
+        };
+        position = start;
+        while position < end {
+            let most = usize::try_from(end - position).map_or(BLOCK, |left| left.min(BLOCK));
+            let (first, second) = (blocks.0.get_mut(..most), blocks.1.get_mut(..most));
+            let (Some(first), Some(second)) = (first, second) else { return Ok(false) };
+            // One of them was cut short meanwhile.
+            if fill(one, first, position)? < most || fill(other, second, position)? < most || first != second {
+                return Ok(false);
+            }
+            position += most as u64;
         }
     }
+    Ok(true)
 }
 
-fn fill(mut file: &File, block: &mut [u8]) -> io::Result<usize> {
+fn fill(file: &File, block: &mut [u8], position: u64) -> io::Result<usize> {
     let mut filled = 0;
     while let Some(rest) = block.get_mut(filled..)
         && !rest.is_empty()
     {
-        match file.read(rest) {
+        match file.read_at(rest, position + filled as u64) {
             Ok(0) => break,
             Ok(read) => filled += read,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -67,8 +83,9 @@ fn extent(file: &File, position: u64, length: u64) -> io::Result<Option<(u64, u6
         // It grows meanwhile.
         return Ok(None);
     }
-    let end = lseek(file, start, Whence::SeekHole)?;
-    Ok(Some((start.unsigned_abs(), end.unsigned_abs().min(length))))
+    let (start, end) = (start.unsigned_abs(), lseek(file, start, Whence::SeekHole)?.unsigned_abs());
+    // Never nothing, also where a hole is made there meanwhile: each one brings the end nearer.
+    Ok(Some((start, end.max(start + 1).min(length))))
 }
 
 #[cfg(test)]
@@ -83,5 +100,31 @@ mod tests {
         io::Write::write_all(&mut &file, b"more").unwrap();
         assert_eq!(extent(&file, 0, 4096).unwrap(), None);
         assert_eq!(extent(&file, 0, (1 << 20) + 2).unwrap(), Some((1 << 20, (1 << 20) + 2)));
+    }
+    /// A file of so many bytes with something in some places.
+    fn sparse(length: u64, data: &[(u64, &[u8])]) -> File {
+        let file = tempfile::tempfile().unwrap();
+        for (position, bytes) in data {
+            file.write_all_at(bytes, *position).unwrap();
+        }
+        file.set_len(length).unwrap();
+        file
+    }
+
+    #[test]
+    fn holes_are_compared_without_reading_them_and_are_zeros() {
+        let (length, far) = (1 << 40, 3 << 38);
+        let ends: &[(u64, &[u8])] = &[(0, b"begin"), (far, b"end")];
+        let one = sparse(length, ends);
+        assert!(is_same(&one, &sparse(length, ends)).unwrap());
+        assert!(is_same(&one, &sparse(length, &[(0, b"begin"), (1 << 30, &[0; 4096]), (far, b"end")])).unwrap());
+        for other in [
+            sparse(length + 1, ends),
+            sparse(length, &[(0, b"begin")]),
+            sparse(length, &[(0, b"begin"), (far, b"enD")]),
+            sparse(length, &[(0, b"begin"), (1 << 30, b"x"), (far, b"end")]),
+        ] {
+            assert!(!is_same(&one, &other).unwrap() && !is_same(&other, &one).unwrap());
+        }
     }
 }

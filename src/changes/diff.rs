@@ -82,6 +82,9 @@ pub(super) struct Walk<'a> {
     pub(super) bytes: usize,
     /// Folders of the workspace without permissions may be opened up.
     pub(super) may_open: bool,
+    /// Nothing matters but whether there is a change. Bytes of files that may still be compared to find out; of more, there is
+    /// one in doubt.
+    pub(super) hasty: Option<u64>,
 }
 
 impl Walk<'_> {
@@ -92,7 +95,9 @@ impl Walk<'_> {
         let (Some(upper), Some(below)) = (upper, below) else { return Ok(self.found) };
         self.folder_mode(&root, &upper, &below, 0o6000, None)?;
         let mut todo = vec![Pair { path: root, mode: upper.mode, is_merged: true, has_below: true, refused: None }];
-        while let Some(pair) = todo.pop() {
+        while let Some(pair) = todo.pop()
+            && !self.is_enough()
+        {
             self.bytes = self.bytes.saturating_sub(cost(&pair.path, size_of::<Pair>()));
             self.folder(pair, &mut todo)?;
         }
@@ -119,6 +124,9 @@ impl Walk<'_> {
             self.covered(&pair, &names)?;
         }
         for name in names {
+            if self.is_enough() {
+                break;
+            }
             self.entry(&pair, marks, &path.join(&name), &name, todo)?;
         }
         Ok(())
@@ -282,6 +290,12 @@ impl Walk<'_> {
         if meta.size != below.size {
             return Ok(Some(ChangeKind::Modified));
         }
+        if let Some(left) = &mut self.hasty {
+            match left.checked_sub(meta.size) {
+                Some(rest) => *left = rest,
+                None => return Ok(Some(ChangeKind::Modified)),
+            }
+        }
         let other = match self.workspace.file(path) {
             Ok(file) => file,
             // The command could not read it either, unless it gave itself the right.
@@ -346,6 +360,9 @@ impl Walk<'_> {
     }
 
     fn look_through(&mut self, folder: &Path) -> Result<(Option<Refusal>, bool), Error> {
+        if self.hasty.is_some() {
+            return Ok((None, false));
+        }
         let mut todo = vec![folder.to_owned()];
         while let Some(path) = todo.pop() {
             if length(&path) > LONGEST {
@@ -439,6 +456,10 @@ impl Walk<'_> {
         self.only.is_empty()
             || change.path.ancestors().any(|path| self.only.contains(path))
             || (is_new_folder && leads_to_one())
+    }
+
+    fn is_enough(&self) -> bool {
+        self.hasty.is_some() && !self.found.changes.is_empty()
     }
 
     fn count(&mut self, bytes: usize) -> Result<(), Error> {

@@ -45,6 +45,16 @@ pub enum Applied {
     Done(Vec<Change>),
 }
 
+/// Bytes of files that are compared only to find out whether there is anything to keep.
+const MOST_COMPARED: u64 = 64 << 20;
+
+/// How to look: see the fields of [`Walk`].
+struct Look<'a> {
+    only: &'a BTreeSet<PathBuf>,
+    may_open: bool,
+    hasty: Option<u64>,
+}
+
 /// A run. Nobody else uses it as long as this lives.
 #[derive(Debug)]
 pub struct Run {
@@ -100,7 +110,20 @@ impl Run {
     pub fn changes(&self, protected: &Protected) -> Result<Vec<Change>, Error> {
         let (mut upper, mut workspace) = (self.open_upper()?, self.open_workspace()?);
         let journal = self.open_journal()?;
-        self.find(&mut upper, &mut workspace, &journal, protected, &BTreeSet::new(), false).map(|found| found.changes)
+        let how = Look { only: &BTreeSet::new(), may_open: false, hasty: None };
+        self.find(&mut upper, &mut workspace, &journal, protected, how).map(|found| found.changes)
+    }
+
+    /// Whether the command changed nothing. `false` also where that would take long to say: many bytes to be compared.
+    ///
+    /// # Errors
+    /// As [`Run::changes`].
+    pub fn is_unchanged(&self) -> Result<bool, Error> {
+        let (mut upper, mut workspace) = (self.open_upper()?, self.open_workspace()?);
+        let journal = self.open_journal()?;
+        let how = Look { only: &BTreeSet::new(), may_open: false, hasty: Some(MOST_COMPARED) };
+        let found = self.find(&mut upper, &mut workspace, &journal, &Protected::default(), how)?;
+        Ok(found.changes.is_empty())
     }
 
     /// Makes the workspace what the command saw. It can be killed at any moment, and run again; after a power loss files may be
@@ -124,7 +147,8 @@ impl Run {
         }
         let note = at("note what is done to", &self.record.workspace);
         journal.watch(&mut workspace).map_err(&note)?;
-        let mut found = self.find(&mut upper, &mut workspace, &journal, options.protected, &only, is_begun)?;
+        let how = Look { only: &only, may_open: is_begun, hasty: None };
+        let mut found = self.find(&mut upper, &mut workspace, &journal, options.protected, how)?;
         let mut changes = std::mem::take(&mut found.changes);
         check_selected(&changes, &only)?;
         if !options.force && changes.iter().any(|change| change.conflict) {
@@ -175,13 +199,13 @@ impl Run {
         workspace: &mut Tree,
         journal: &Journal,
         protected: &Protected,
-        only: &BTreeSet<PathBuf>,
-        may_open: bool,
+        how: Look<'_>,
     ) -> Result<Found, Error> {
         let since = Since { start: self.record.start, journal };
         let own = &own_name(&self.id);
         let (run, found) = (self.id.as_str(), Found::default());
-        Walk { upper, workspace, protected, only, since, run, own, found, bytes: 0, may_open }.all()
+        let Look { only, may_open, hasty } = how;
+        Walk { upper, workspace, protected, only, since, run, own, found, bytes: 0, may_open, hasty }.all()
     }
 
     fn open_upper(&self) -> Result<Upper, Error> {

@@ -119,7 +119,9 @@ fn what_is_copied_up_unchanged_is_no_change() {
     fs::create_dir_all(run.upper().join("d/e")).unwrap();
     fs::copy(workspace.join("d/e/g"), run.upper().join("d/e/g")).unwrap();
     assert_eq!(run.changes(&Protected::default()).unwrap(), []);
+    assert!(run.is_unchanged().unwrap());
     fs::set_permissions(run.upper().join("d/e/g"), fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(!run.is_unchanged().unwrap());
     let changes = run.changes(&Protected::default()).unwrap();
     assert_eq!((changes[0].kind, changes[0].mode), (ChangeKind::Mode, 0o600));
     fs::set_permissions(run.upper().join("d/e/g"), fs::Permissions::from_mode(0o4644)).unwrap();
@@ -301,6 +303,7 @@ fn what_a_walk_holds_is_bounded_and_only_what_is_asked_for_counts() {
             found: Found::default(),
             bytes: MOST_BYTES - room,
             may_open: false,
+            hasty: None,
         };
         walk.all().map(|found| lines(&found.changes))
     };
@@ -406,4 +409,15 @@ fn what_is_written_after_the_start_is_younger_and_what_was_before_is_older() {
         };
         assert!(ctime("before") <= run.record().start && ctime("after") > run.record().start);
     }
+}
+
+#[test]
+fn whether_anything_changed_is_said_without_reading_much() {
+    let (_folder, store, workspace) = case();
+    let run = store.create(&workspace).unwrap();
+    for folder in [&workspace, &run.upper()] {
+        fs::File::create(folder.join("big")).unwrap().set_len(1 << 40).unwrap();
+    }
+    assert_eq!(run.changes(&Protected::default()).unwrap(), []);
+    assert!(!run.is_unchanged().unwrap(), "too big to be compared for that");
 }

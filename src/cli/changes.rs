@@ -109,7 +109,7 @@ impl Kept {
             true => complaint.and_hint(UNFIT),
             false => complaint,
         };
-        let is_empty = self.run.changes(&Protected::default()).is_ok_and(|changes| changes.is_empty());
+        let is_empty = self.run.is_unchanged().unwrap_or(false);
         if is_empty && (ran.is_err() || self.artifacts.is_empty()) {
             if let Err(error) = self.store.discard_held(self.run) {
                 Complaint::from(error).about(format!("run {id} is without changes, and stays")).say(ErrorFormat::Text);
