@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use shannot::changes::Store;
 
 use crate::changes::{Job, give, listing};
+use crate::ci::git;
 use crate::support::{Caller, callers};
 
 #[test]
@@ -23,7 +24,7 @@ fn artifacts_are_copied_from_what_the_command_saw() {
         give(&job.state, nix::unistd::geteuid().as_raw());
         let run = Store::at(&job.state).unwrap().open("last").unwrap();
         let to = job.scratch.folder("artifacts", Caller::Own);
-        let copy = |from: &str, name: &str| run.artifact(Path::new(from), Some(&to.join(name)));
+        let copy = |from: &str, name: &str| run.artifact(Path::new(from), Some(&to.join(name)), &[]);
         let left = copy("out", "out").unwrap();
         let left: Vec<_> = left.iter().map(|left| left.path.to_str().unwrap()).collect();
         assert_eq!(left, ["out/crooked", "out/evil", "out/pipe", "out/shadow"]);
@@ -69,7 +70,7 @@ fn an_artifact_in_the_workspace_makes_its_folders_and_follows_no_link() {
         }
         give(&job.state, nix::unistd::geteuid().as_raw());
         let run = Store::at(&job.state).unwrap().open("last").unwrap();
-        let copy = |path: &str| run.artifact(Path::new(path), None);
+        let copy = |path: &str| run.artifact(Path::new(path), None, &[]);
         for path in ["out/key", "near/key", "plain/key"] {
             let error = copy(path).unwrap_err();
             assert!(error.to_string().contains("it is a link, a file") && error.hint().is_some(), "{error}");
@@ -99,7 +100,7 @@ fn an_artifact_that_fails_halfway_leaves_nothing() {
         give(&job.state, nix::unistd::geteuid().as_raw());
         let run = Store::at(&job.state).unwrap().open("last").unwrap();
         let to = job.scratch.folder("artifacts", Caller::Own);
-        let copy = || run.artifact(Path::new("out"), Some(&to.join("out")));
+        let copy = || run.artifact(Path::new("out"), Some(&to.join("out")), &[]);
         // A mark that no overlay of ours has.
         let marked = run.upper().join("out/b");
         xattr::set(&marked, "user.overlay.redirect", b"/etc").unwrap();
@@ -108,5 +109,49 @@ fn an_artifact_that_fails_halfway_leaves_nothing() {
         xattr::remove(&marked, "user.overlay.redirect").unwrap();
         assert_eq!(copy().unwrap(), []);
         assert_eq!(listing(&to.join("out")).len(), 3);
+    }
+}
+
+#[test]
+fn what_the_command_could_not_see_is_in_no_artifact() {
+    for caller in callers() {
+        let job = crate::ci::Job::new(caller);
+        git(&job.workspace, &["config", "http.https://github.com/.extraheader", "AUTHORIZATION: basic c3ecret"]);
+        fs::create_dir_all(job.workspace.join("d/keys")).unwrap();
+        for name in [".env", "d/keys/private", "d/shown"] {
+            fs::write(job.workspace.join(name), "c3ecret").unwrap();
+        }
+        crate::ci::own_all(&job.home, caller);
+        let hidden = [".env", "d/keys", "later"].map(|name| job.workspace.join(name));
+        let to = |name: &str| job.home.join(name);
+        let artifacts = [".", ".git", ".env", "d/keys/private", "d/shown", "later"];
+        let places: Vec<_> = (0..).map(|index: u32| to(&format!("artifact{index}"))).take(artifacts.len()).collect();
+        let mut run = job.run(&["run", "-p", "ci", "--workspace-mode", "overlay"]);
+        for (name, place) in artifacts.iter().zip(&places) {
+            run = run.args(["--artifact", &format!("{name}:{}", place.display())]);
+        }
+        for path in &hidden {
+            run = run.args([std::ffi::OsStr::new("--hide"), path.as_os_str()]);
+        }
+        // What it makes itself at such a name is its own.
+        let result = run.args(["--", "sh", "-c", "cat .env d/keys/*; echo x >d/new; echo made >later"]).output();
+        assert!(!result.stdout.contains("c3ecret"), "{result:?}");
+        let result = result.expect_code(1);
+        for name in [".env", "d/keys", "d/keys/private", ".git/config"] {
+            assert!(
+                result.stderr.contains(&format!("artifact {name}: it was hidden from the command\n")),
+                "no {name}: {result:?}"
+            );
+        }
+        assert!(!places[2].exists() && !places[3].exists(), "{result:?}");
+        assert_eq!(fs::read_to_string(&places[4]).unwrap(), "c3ecret");
+        assert_eq!(fs::read_to_string(&places[5]).unwrap(), "made\n");
+        let (all, repository) = (listing(&places[0]), listing(&places[1]));
+        assert!(all.contains_key(Path::new("d/new")) && all.contains_key(Path::new(".git/HEAD")), "{all:#?}");
+        assert!(repository.contains_key(Path::new("HEAD")) && !repository.contains_key(Path::new("config")));
+        for name in [".env", "d/keys", ".git/config"] {
+            assert!(!all.contains_key(Path::new(name)), "{name}");
+        }
+        job.run(&["changes", "discard", "last"]).output().expect_code(0);
     }
 }

@@ -59,6 +59,7 @@ struct Wanted {
 }
 
 enum Artifact {
+    Hidden,
     File(Entry),
     Folder(Seen),
 }
@@ -66,7 +67,12 @@ enum Artifact {
 struct Merged<'a> {
     upper: &'a mut Upper,
     workspace: &'a mut Tree,
+    /// What of the workspace the command saw something else in the place of.
+    hidden: &'a BTreeSet<PathBuf>,
 }
+
+/// Why.
+const HIDDEN: &str = "it was hidden from the command";
 
 impl Merged<'_> {
     fn marks(&mut self, path: &Path) -> Result<FolderMarks, Error> {
@@ -119,6 +125,11 @@ impl Merged<'_> {
         Ok(names)
     }
 
+    /// What shows through from the workspace did not reach the command there. What it made there is its own.
+    fn is_hidden(&self, entry: &Entry, path: &Path) -> bool {
+        !entry.in_upper && path.ancestors().any(|path| self.hidden.contains(path))
+    }
+
     fn tree(&mut self, entry: &Entry) -> &mut Tree {
         if entry.in_upper { &mut self.upper.tree } else { self.workspace }
     }
@@ -130,6 +141,9 @@ impl Merged<'_> {
         let mut names = path.iter().peekable();
         while let Some(name) = names.next() {
             let found = self.entry(&folder, name)?.ok_or_else(none)?;
+            if self.is_hidden(&found, &folder.path.join(name)) {
+                return Ok(Wanted { around, what: Artifact::Hidden });
+            }
             folder = match (&found.folder, names.peek()) {
                 (Some(seen), next) => {
                     around.extend(next.map(|_| (name.to_owned(), found.meta.mode)));
@@ -191,14 +205,17 @@ pub(super) fn copy(
     upper: &mut Upper,
     workspace: &mut Tree,
     run: &str,
-    path: &Path,
-    destination: Option<&Path>,
+    (path, destination): (&Path, Option<&Path>),
+    hidden: &BTreeSet<PathBuf>,
 ) -> Result<Vec<LeftOut>, Error> {
-    let mut merged = Merged { upper, workspace };
+    let mut merged = Merged { upper, workspace, hidden };
     let own = &own_name(run);
     let wanted = merged.find(path)?;
     let shown = destination.unwrap_or(path);
     let write = at_errno("write", shown);
+    if let Artifact::Hidden = &wanted.what {
+        return Ok(vec![LeftOut { path: path.to_owned(), why: HIDDEN.to_owned() }]);
+    }
     if let Artifact::File(entry) = &wanted.what {
         // Where it comes to lie: elsewhere, what it leads up to is not the workspace's.
         let depth = if destination.is_some() { 0 } else { wanted.around.len() };
@@ -218,6 +235,7 @@ pub(super) fn copy(
     }
     remove(&parent, own).map_err(&write)?;
     let copied = match wanted.what {
+        Artifact::Hidden => Ok(Vec::new()),
         Artifact::File(entry) => {
             merged.copy(&entry, path, parent.as_fd(), own).map(|()| Vec::new()).map_err(at("write", shown))
         }
@@ -298,6 +316,11 @@ fn copy_folder(merged: &mut Merged<'_>, top: Seen, mut to: Tree, run: &str) -> R
             }
             if bytes > MOST_BYTES {
                 return Err(Error::TooMany { run: run.to_owned(), most: MOST_BYTES });
+            }
+            if merged.is_hidden(&entry, &path) {
+                bytes += length(&path) + size_of::<LeftOut>() + HIDDEN.len();
+                left.push(LeftOut { path, why: HIDDEN.to_owned() });
+                continue;
             }
             if length(&path) > LONGEST {
                 left.push(LeftOut { path, why: "the path is too long".to_owned() });

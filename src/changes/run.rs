@@ -173,15 +173,16 @@ impl Run {
 
     /// Copies a file or a tree, as the command left it, to a path that does not exist yet: one that the caller chooses, links on
     /// the way followed, or the same one in the workspace, where no link is followed and missing folders are made. Links are
-    /// copied as links, unless they lead out; those, and special files, are left out and named. After a failure there is
-    /// nothing at the destination.
+    /// copied as links, unless they lead out; those, special files, and what of the workspace is `hidden` (absolute, or relative
+    /// to it) are left out and named. After a failure there is nothing at the destination.
     ///
     /// # Errors
     /// [`Error::NotInside`], [`Error::NoArtifact`]; [`Error::Exists`]; [`Error::NoFolder`]; those of reading and writing.
-    pub fn artifact(&self, path: &Path, destination: Option<&Path>) -> Result<Vec<LeftOut>, Error> {
+    pub fn artifact(&self, path: &Path, destination: Option<&Path>, hidden: &[PathBuf]) -> Result<Vec<LeftOut>, Error> {
         let path = self.inside(path)?;
+        let hidden = hidden.iter().map(|path| self.inside(path)).collect::<Result<BTreeSet<_>, _>>()?;
         let (mut upper, mut workspace) = (self.open_upper()?, self.open_workspace()?);
-        artifact::copy(&mut upper, &mut workspace, &self.id, &path, destination)
+        artifact::copy(&mut upper, &mut workspace, &self.id, (&path, destination), &hidden)
     }
 
     fn is_begun(&self) -> bool {

@@ -1,6 +1,7 @@
 //! `shannot changes …`: what a command changed in a workspace that it saw through an overlay.
 
 use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +13,7 @@ use super::output::{self, Complaint, ErrorFormat, note};
 use crate::changes::{
     self, Applied, Change, ChangeKind, Error, Listed, Node, Options, Protected, Refusal, Run, State, Store,
 };
-use crate::policy::Policy;
+use crate::policy::{FsOp, Policy};
 
 /// Exit code where something was not applied.
 const REFUSED: u8 = 1;
@@ -56,9 +57,9 @@ impl Artifact {
     }
 
     /// Copies it out and says what can't be had. Whether all of it was.
-    fn copy(&self, run: &Run) -> bool {
+    fn copy(&self, run: &Run, hidden: &[PathBuf]) -> bool {
         let name = changes::printable(self.path.as_os_str());
-        match run.artifact(&self.path, self.destination.as_deref()) {
+        match run.artifact(&self.path, self.destination.as_deref(), hidden) {
             Ok(left_out) => {
                 for left in &left_out {
                     note(&format!("shannot: artifact {}: {}", changes::printable(left.path.as_os_str()), left.why));
@@ -78,6 +79,24 @@ pub(super) struct Kept {
     store: Store,
     run: Run,
     artifacts: Vec<Artifact>,
+    hidden: Vec<PathBuf>,
+}
+
+/// Paths of the workspace where the command sees something else than what the host has there: hidden files, git's
+/// configuration without its tokens, what is mounted over it.
+fn hidden(policy: &Policy, workspace: &Path) -> Vec<PathBuf> {
+    let mut hidden = Vec::new();
+    for op in &policy.fs {
+        let target = op.target().as_path();
+        match op {
+            FsOp::Bind { source, .. } if source == target => hidden.retain(|path| path != target),
+            FsOp::Dir { .. } | FsOp::Symlink { .. } | FsOp::Chmod { .. } | FsOp::RemountReadOnly { .. } => {}
+            // Links in a name of the host's lead to the same inside.
+            _ => hidden.extend(fs::canonicalize(target).into_iter().chain([target.to_owned()])),
+        }
+    }
+    hidden.retain(|path| path != workspace && path.starts_with(workspace));
+    hidden
 }
 
 impl Kept {
@@ -92,8 +111,9 @@ impl Kept {
         let artifacts = artifacts.iter().map(Artifact::new).collect::<Result<_, _>>()?;
         let store = Store::of_caller()?;
         let run = store.create(&workspace.path)?;
+        let hidden = hidden(policy, &workspace.path);
         policy.keep_changes(run.upper(), run.work());
-        Ok(Some(Self { store, run, artifacts }))
+        Ok(Some(Self { store, run, artifacts, hidden }))
     }
 
     /// After everything has ended, or nothing was started. What fails here is said and changes no verdict of the command's: a
@@ -124,7 +144,7 @@ impl Kept {
         }
         if ran.is_ok() {
             for artifact in &self.artifacts {
-                failed |= !artifact.copy(&self.run);
+                failed |= !artifact.copy(&self.run, &self.hidden);
             }
         }
         note(&format!("shannot: what changed is kept: shannot changes show {id}"));
