@@ -113,6 +113,24 @@ fn a_whiteout_by_attribute_counts_where_the_folder_says_that_there_are_some() {
 }
 
 #[test]
+fn marks_of_other_overlays_are_none() {
+    let (_folder, store, workspace) = case();
+    let run = store.create(&workspace).unwrap();
+    fs::create_dir(run.upper().join("d")).unwrap();
+    fs::write(run.upper().join("d/new"), "").unwrap();
+    for (path, name) in
+        [("d", "trusted.overlay.opaque"), ("d", "trusted.overlay.redirect"), ("d/new", "trusted.overlay.metacopy")]
+    {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: only root can set {name}");
+        } else if !mark(&run.upper().join(path), name, b"y") {
+            return;
+        }
+    }
+    assert_eq!(lines(&run.changes(&Protected::default()).unwrap()), ["A d/new"]);
+}
+
+#[test]
 fn what_is_copied_up_unchanged_is_no_change() {
     let (_folder, store, workspace) = case();
     let run = store.create(&workspace).unwrap();

@@ -15,8 +15,9 @@ use xattr::FileExt;
 use super::change::Node;
 use super::tree::{Meta, Tree};
 
-/// Attributes of a mount with `userxattr`, and of one without. Inside, neither can be set by a command without capabilities.
-const SPACES: [&str; 2] = ["user", "trusted"];
+/// Attributes of a mount with `userxattr`, as Shannot makes them all. A command can't set them inside: overlayfs keeps them to
+/// itself. `trusted.overlay.*` are other overlays', whose layers lie in the workspace (Docker's), and mean nothing here.
+const SPACE: &str = "user";
 
 /// Permissions that were taken away for the owner's own look, by inode: noted before they are changed, so that they are
 /// known after any interruption.
@@ -101,12 +102,10 @@ impl Upper {
             return Ok(Err("overlay.redirect"));
         }
         let mut marks = FolderMarks { is_opaque: false, has_attribute_whiteouts: false };
-        for value in attribute(&folder, "overlay.opaque")? {
-            match value.as_slice() {
-                b"y" => marks.is_opaque = true,
-                b"x" => marks.has_attribute_whiteouts = true,
-                _ => {}
-            }
+        match attribute(&folder, "overlay.opaque")?.as_deref() {
+            Some(b"y") => marks.is_opaque = true,
+            Some(b"x") => marks.has_attribute_whiteouts = true,
+            _ => {}
         }
         Ok(Ok(marks))
     }
@@ -135,18 +134,13 @@ impl Upper {
 }
 
 fn has(file: &File, name: &str) -> io::Result<bool> {
-    Ok(!attribute(file, name)?.is_empty())
+    Ok(attribute(file, name)?.is_some())
 }
 
-fn attribute(file: &File, name: &str) -> io::Result<Vec<Vec<u8>>> {
-    let mut values = Vec::new();
-    for space in SPACES {
-        match file.get_xattr(OsStr::new(&format!("{space}.{name}"))) {
-            Ok(value) => values.extend(value),
-            // A file system without such attributes has none.
-            Err(error) if error.raw_os_error() == Some(Errno::ENOTSUP as i32) => {}
-            Err(error) => return Err(error),
-        }
+fn attribute(file: &File, name: &str) -> io::Result<Option<Vec<u8>>> {
+    match file.get_xattr(OsStr::new(&format!("{SPACE}.{name}"))) {
+        // A file system without such attributes has none.
+        Err(error) if error.raw_os_error() == Some(Errno::ENOTSUP as i32) => Ok(None),
+        result => result,
     }
-    Ok(values)
 }
