@@ -82,7 +82,7 @@ pub enum Error {
     /// Neither XDG_STATE_HOME nor HOME says where changes are kept.
     #[error("there is no folder to keep changes in")]
     NoPlace,
-    /// The folder where changes are kept is another's, or others can write in it.
+    /// The folder where changes are kept, or for root one on the way to it, is another's, or others can write in it.
     #[error("{0:?} does not belong to the caller alone")]
     Untrusted(PathBuf),
     /// The store is on a file system that overlayfs does not take as its top.
@@ -110,7 +110,11 @@ impl Error {
         match self {
             Error::NoPlace | Error::Unfit { .. } => Some(elsewhere.to_owned()),
             Error::Inside { .. } => Some("set XDG_STATE_HOME to a folder outside of the workspace".to_owned()),
-            Error::Untrusted(_) => Some("it must be yours, and writable by nobody else: chown, chmod go-w".to_owned()),
+            Error::Untrusted(_) => Some(
+                "it must be yours, and writable by nobody else, for root with all folders on the way: chown, chmod go-w, or \
+                 another XDG_STATE_HOME"
+                    .to_owned(),
+            ),
             Error::NoRun(name) if name == "last" => {
                 Some("no changes are kept: --workspace-mode overlay keeps those of a run".to_owned())
             }

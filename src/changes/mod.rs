@@ -14,6 +14,7 @@ mod content;
 mod diff;
 mod error;
 mod journal;
+mod place;
 mod record;
 mod remove;
 mod run;

@@ -7,7 +7,7 @@ use std::fs;
 use std::hash::{BuildHasher, Hasher};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -20,6 +20,7 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Gid, Uid, fchown, geteuid};
 
 use super::error::{Error, at, at_errno};
+use super::place;
 use super::record::{Record, State, born};
 use super::remove::{PATIENCE, remove_until};
 use super::run::{Lock, Run};
@@ -69,23 +70,13 @@ pub struct Store {
 }
 
 impl Store {
-    /// The caller's: below `$XDG_STATE_HOME`, else `~/.local/state`; for root with another's HOME, with `/` or with none,
-    /// `/var/lib`. It is made if there is none.
+    /// The caller's: below `$XDG_STATE_HOME`, else `~/.local/state`; for root with a HOME that is not root's alone, with `/` or
+    /// with none, `/var/lib`. It is made if there is none.
     ///
     /// # Errors
     /// [`Error::NoPlace`], [`Error::Untrusted`], and those of making folders.
     pub fn of_caller() -> Result<Self, Error> {
-        let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        if let Some(state) = absolute("XDG_STATE_HOME") {
-            return Self::at(&state);
-        }
-        let is_root = geteuid().is_root();
-        let is_own = |home: &Path| home != "/" && fs::metadata(home).is_ok_and(|metadata| metadata.uid() == 0);
-        match absolute("HOME").filter(|home| !is_root || is_own(home)) {
-            Some(home) => Self::at(&home.join(".local/state")),
-            None if is_root => Self::at(Path::new("/var/lib")),
-            None => Err(Error::NoPlace),
-        }
+        Self::at(&place::of_caller()?)
     }
 
     /// Below a folder of the caller's choice, which is made if it does not exist.
@@ -93,8 +84,7 @@ impl Store {
     /// # Errors
     /// [`Error::Untrusted`], and those of making folders.
     pub fn at(state: &Path) -> Result<Self, Error> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(state).map_err(at("make", state))?;
-        let mut path = fs::canonicalize(state).map_err(at("look at", state))?;
+        let mut path = place::make(state)?;
         let mut folder = open(&path, FOLDER, Mode::empty()).map_err(at_errno("open", &path))?;
         for name in ["shannot", "runs"] {
             path.push(name);
