@@ -198,6 +198,53 @@ fn kill_apply_at(job: &Job, strace: &Path, call: &str, occurrence: u32) -> bool 
 }
 
 #[test]
+fn what_a_killed_apply_left_goes_with_the_run() {
+    let Some(strace) = tool("strace") else { return };
+    for caller in callers() {
+        let prepare = "mkdir -p ro/in typed; echo 1 >ro/in/f; echo 1 >typed/f; chmod 500 ro/in; chmod 550 ro";
+        let script = "rm -r typed; seq 10 >typed; chmod 700 ro ro/in; seq 10 >ro/in/f; seq 10 >ro/in/g; chmod 500 ro/in; chmod 550 ro";
+        let mut left = 0;
+        for (call, occurrence) in
+            [("fchmod", 1), ("fchmod", 2), ("utimensat", 2), ("renameat", 1), ("renameat2", 1), ("copy_file_range", 1)]
+        {
+            let mut job = Job::new(caller, prepare);
+            if !job.run(script) {
+                break;
+            }
+            kill_apply_at(&job, &strace, call, occurrence);
+            let names = |job: &Job| {
+                listing(&job.workspace)
+                    .into_keys()
+                    .filter(|path| path.display().to_string().contains(".shannot-"))
+                    .count()
+            };
+            left += names(&job);
+            job.changes(&["discard", "last"]).expect_code(0);
+            assert_eq!(names(&job), 0, "{call} as {caller:?}");
+            let mode = |path: &str| fs::metadata(job.workspace.join(path)).unwrap().mode() & 0o7777;
+            assert_eq!((mode("ro"), mode("ro/in")), (0o550, 0o500), "{call} as {caller:?}");
+        }
+        assert!(left > 0 || caller == Caller::Nobody, "none of the kills left anything");
+    }
+}
+
+/// Where there is no room, as a limit of a file's size says.
+#[test]
+fn an_apply_that_fails_leaves_nothing_unfinished() {
+    for caller in callers() {
+        let mut job = Job::new(caller, "echo 1 >a");
+        if !job.run("seq 1000000 >big") {
+            continue;
+        }
+        let command = format!("trap '' XFSZ; ulimit -f 64; exec {} changes apply last", binary().display());
+        let mut apply = Shannot::through(caller, Path::new("/bin/sh"), ["-c", &command]);
+        apply.command.env("XDG_STATE_HOME", &job.state);
+        apply.output().expect_code(125).expect_stderr("cannot write \"big\": File too large");
+        assert_eq!(listing(&job.workspace).len(), 2);
+    }
+}
+
+#[test]
 fn apply_that_is_killed_anywhere_can_be_run_again() {
     let Some(strace) = tool("strace") else { return };
     for caller in callers() {

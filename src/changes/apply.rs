@@ -65,6 +65,12 @@ impl<'a> Apply<'a> {
         done.and(settle(&mut self.workspace))
     }
 
+    /// Takes away what is not finished, and nothing else.
+    pub(super) fn clear_all(mut self, folders: &[PathBuf]) -> Result<(), Error> {
+        let done = folders.iter().try_for_each(|folder| self.clear(folder));
+        done.and(settle(&mut self.workspace))
+    }
+
     fn change_all(&mut self, changes: &[Change], folders: &[PathBuf]) -> Result<(), Error> {
         for folder in folders {
             self.clear(folder)?;
@@ -100,6 +106,14 @@ impl<'a> Apply<'a> {
     }
 
     fn make(&mut self, change: &Change) -> Result<(), Error> {
+        let made = self.try_make(change);
+        if made.is_err() && self.try_clear(change.path.parent().unwrap_or(Path::new(""))).is_err() {
+            // Why it was not made says more; the next apply, or who discards the run, tries again.
+        }
+        made
+    }
+
+    fn try_make(&mut self, change: &Change) -> Result<(), Error> {
         let path = &change.path;
         self.open_for_writing(path.parent().unwrap_or(Path::new(""))).map_err(swapped("write in", path))?;
         match change.node {

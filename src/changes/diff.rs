@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use super::change::{Change, ChangeKind, Node, Protected, Refusal};
 use super::content;
 use super::error::{Error, at};
-use super::journal::Journal;
+use super::journal::Since;
 use super::tree::{LONGEST, Meta, Tree, length};
 use super::upper::{FolderMarks, Upper};
 
@@ -20,21 +20,15 @@ use super::upper::{FolderMarks, Upper};
 /// hostile workspace must fill the memory.
 pub(super) const MOST_BYTES: usize = 256 << 20;
 
-/// What tells the host's own changes from the run's.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Since<'a> {
-    /// When the run started, seconds and nanoseconds since the epoch.
-    pub(super) start: (i64, i64),
-    /// What apply has done since then.
-    pub(super) journal: &'a Journal,
-}
-
-impl Since<'_> {
-    /// By its times. ctime moves with every write and rename, and nobody can set it; mtime may have been set to any day, also to
-    /// come, and is kept by mv(1) and cp -p. `goes`: it would be taken away.
-    fn was_changed(self, meta: &Meta, goes: bool) -> bool {
-        meta.ctime > self.start && !self.journal.explains(meta, goes)
-    }
+/// What for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Goal {
+    /// All changes, with what speaks against them.
+    Changes,
+    /// Whether there is one. So many bytes of files may be compared to find out; where there are more, there is one in doubt.
+    Any(u64),
+    /// The folders that both have.
+    Folders,
 }
 
 /// What came of it.
@@ -82,9 +76,7 @@ pub(super) struct Walk<'a> {
     pub(super) bytes: usize,
     /// Folders of the workspace without permissions may be opened up.
     pub(super) may_open: bool,
-    /// Nothing matters but whether there is a change. Bytes of files that may still be compared to find out; of more, there is
-    /// one in doubt.
-    pub(super) hasty: Option<u64>,
+    pub(super) goal: Goal,
 }
 
 impl Walk<'_> {
@@ -290,11 +282,10 @@ impl Walk<'_> {
         if meta.size != below.size {
             return Ok(Some(ChangeKind::Modified));
         }
-        if let Some(left) = &mut self.hasty {
-            match left.checked_sub(meta.size) {
-                Some(rest) => *left = rest,
-                None => return Ok(Some(ChangeKind::Modified)),
-            }
+        match &mut self.goal {
+            Goal::Any(left) if meta.size <= *left => *left -= meta.size,
+            Goal::Any(_) | Goal::Folders => return Ok(Some(ChangeKind::Modified)),
+            Goal::Changes => {}
         }
         let other = match self.workspace.file(path) {
             Ok(file) => file,
@@ -360,7 +351,7 @@ impl Walk<'_> {
     }
 
     fn look_through(&mut self, folder: &Path) -> Result<(Option<Refusal>, bool), Error> {
-        if self.hasty.is_some() {
+        if self.goal != Goal::Changes {
             return Ok((None, false));
         }
         let mut todo = vec![folder.to_owned()];
@@ -435,7 +426,7 @@ impl Walk<'_> {
     }
 
     fn push(&mut self, mut change: Change) -> Result<(), Error> {
-        if !self.is_selected(&change) {
+        if self.goal == Goal::Folders || !self.is_selected(&change) {
             return Ok(());
         }
         // What is not touched is in nobody's way.
@@ -459,7 +450,7 @@ impl Walk<'_> {
     }
 
     fn is_enough(&self) -> bool {
-        self.hasty.is_some() && !self.found.changes.is_empty()
+        matches!(self.goal, Goal::Any(_)) && !self.found.changes.is_empty()
     }
 
     fn count(&mut self, bytes: usize) -> Result<(), Error> {

@@ -185,6 +185,23 @@ impl Journal {
     }
 }
 
+/// What tells the host's own changes from the run's.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Since<'a> {
+    /// When the run started, seconds and nanoseconds since the epoch.
+    pub(super) start: (i64, i64),
+    /// What apply has done since then.
+    pub(super) journal: &'a Journal,
+}
+
+impl Since<'_> {
+    /// By its times. ctime moves with every write and rename, and nobody can set it; mtime may have been set to any day, also to
+    /// come, and is kept by mv(1) and cp -p. `goes`: it would be taken away.
+    pub(super) fn was_changed(self, meta: &Meta, goes: bool) -> bool {
+        meta.ctime > self.start && !self.journal.explains(meta, goes)
+    }
+}
+
 /// Before a folder is opened up, whose permissions are these.
 pub(super) fn note_opened(mut file: &File, path: &Path, meta: &Meta) -> nix::Result<()> {
     let mut record = format!("\0o{} {:o} ", meta.inode, meta.mode).into_bytes();

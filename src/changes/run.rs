@@ -12,9 +12,9 @@ use nix::sys::stat::Mode;
 use super::apply::{Apply, own_name, settle};
 use super::artifact::{self, LeftOut};
 use super::change::{Change, Protected};
-use super::diff::{Found, Since, Walk};
+use super::diff::{Found, Goal, Walk};
 use super::error::{Error, at, at_errno};
-use super::journal::{Deed, Journal};
+use super::journal::{Deed, Journal, Since};
 use super::record::{Record, State};
 use super::store::moment;
 use super::tree::{FOLDER, Tree};
@@ -52,7 +52,7 @@ const MOST_COMPARED: u64 = 64 << 20;
 struct Look<'a> {
     only: &'a BTreeSet<PathBuf>,
     may_open: bool,
-    hasty: Option<u64>,
+    goal: Goal,
 }
 
 /// A run. Nobody else uses it as long as this lives.
@@ -110,7 +110,7 @@ impl Run {
     pub fn changes(&self, protected: &Protected) -> Result<Vec<Change>, Error> {
         let (mut upper, mut workspace) = (self.open_upper()?, self.open_workspace()?);
         let journal = self.open_journal()?;
-        let how = Look { only: &BTreeSet::new(), may_open: false, hasty: None };
+        let how = Look { only: &BTreeSet::new(), may_open: false, goal: Goal::Changes };
         self.find(&mut upper, &mut workspace, &journal, protected, how).map(|found| found.changes)
     }
 
@@ -121,7 +121,7 @@ impl Run {
     pub fn is_unchanged(&self) -> Result<bool, Error> {
         let (mut upper, mut workspace) = (self.open_upper()?, self.open_workspace()?);
         let journal = self.open_journal()?;
-        let how = Look { only: &BTreeSet::new(), may_open: false, hasty: Some(MOST_COMPARED) };
+        let how = Look { only: &BTreeSet::new(), may_open: false, goal: Goal::Any(MOST_COMPARED) };
         let found = self.find(&mut upper, &mut workspace, &journal, &Protected::default(), how)?;
         Ok(found.changes.is_empty())
     }
@@ -147,7 +147,7 @@ impl Run {
         }
         let note = at("note what is done to", &self.record.workspace);
         journal.watch(&mut workspace).map_err(&note)?;
-        let how = Look { only: &only, may_open: is_begun, hasty: None };
+        let how = Look { only: &only, may_open: is_begun, goal: Goal::Changes };
         let mut found = self.find(&mut upper, &mut workspace, &journal, options.protected, how)?;
         let mut changes = std::mem::take(&mut found.changes);
         check_selected(&changes, &only)?;
@@ -185,6 +185,23 @@ impl Run {
         artifact::copy(&mut upper, &mut workspace, &self.id, (&path, destination), &hidden)
     }
 
+    /// Takes out of the workspace what an interrupted apply left unfinished there, and gives folders the permissions back that
+    /// they had. What is applied stays. Nothing is done in what is no longer the workspace.
+    pub(super) fn tidy(&self) -> Result<(), Error> {
+        if self.record.state != State::Applying {
+            return Ok(());
+        }
+        let Ok(mut workspace) = self.open_workspace() else { return Ok(()) };
+        let (mut upper, journal) = (self.open_upper()?, self.open_journal()?);
+        shut_again(&journal, &mut workspace)?;
+        let how = Look { only: &BTreeSet::new(), may_open: true, goal: Goal::Folders };
+        let mut found = self.find(&mut upper, &mut workspace, &journal, &Protected::default(), how)?;
+        let own = own_name(&self.id);
+        let prepare = at_errno("prepare", &self.record.workspace);
+        let apply = Apply::new(&mut upper, &journal, workspace, &own, &mut found).map_err(prepare)?;
+        apply.clear_all(&found.folders)
+    }
+
     fn is_begun(&self) -> bool {
         matches!(self.record.state, State::Applying | State::Applied)
     }
@@ -205,8 +222,8 @@ impl Run {
         let since = Since { start: self.record.start, journal };
         let own = &own_name(&self.id);
         let (run, found) = (self.id.as_str(), Found::default());
-        let Look { only, may_open, hasty } = how;
-        Walk { upper, workspace, protected, only, since, run, own, found, bytes: 0, may_open, hasty }.all()
+        let Look { only, may_open, goal } = how;
+        Walk { upper, workspace, protected, only, since, run, own, found, bytes: 0, may_open, goal }.all()
     }
 
     fn open_upper(&self) -> Result<Upper, Error> {
@@ -249,6 +266,11 @@ impl Run {
         }
         Ok(clean)
     }
+}
+
+/// [`Journal::shut_again`], with the error that it is.
+fn shut_again(journal: &Journal, workspace: &mut Tree) -> Result<(), Error> {
+    journal.shut_again(workspace).map_err(|(path, errno)| at_errno("set the permissions of", &path)(errno))
 }
 
 /// There must be something of each path that was asked for.

@@ -149,14 +149,21 @@ impl Store {
         Ok(Run::new(self.path.join(&id), id, lock, record))
     }
 
-    /// Removes a run, and what is kept of it.
+    /// Removes a run, and what is kept of it. What an interrupted apply left unfinished in the workspace goes too; why some of it
+    /// stays is returned beside the run's name.
     ///
     /// # Errors
-    /// As [`Store::open`]; those of removing.
-    pub fn discard(&self, name: &str) -> Result<String, Error> {
+    /// As [`Store::open`], but for a broken record; those of removing.
+    pub fn discard(&self, name: &str) -> Result<(String, Option<Error>), Error> {
         let (id, lock) = self.take(name)?;
-        self.remove(&id, &lock)?;
-        Ok(id)
+        let Ok(record) = Record::read(&*lock, &id) else {
+            self.remove(&id, &lock)?;
+            return Ok((id, None));
+        };
+        let run = Run::new(self.path.join(&id), id.clone(), lock, record);
+        let left = run.tidy().err();
+        self.discard_held(run)?;
+        Ok((id, left))
     }
 
     /// The same of a run that the caller holds, so that nobody comes between.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{Mode, SFlag, mknod};
 
-use super::diff::{Found, MOST_BYTES, Since, Walk};
-use super::journal::Journal;
+use super::diff::{Found, Goal, MOST_BYTES, Walk};
+use super::journal::{Journal, Since};
 use super::remove::remove;
 use super::tree::{Permissions, Tree};
 use super::upper::{Modes, Upper};
@@ -321,7 +321,7 @@ fn what_a_walk_holds_is_bounded_and_only_what_is_asked_for_counts() {
             found: Found::default(),
             bytes: MOST_BYTES - room,
             may_open: false,
-            hasty: None,
+            goal: Goal::Changes,
         };
         walk.all().map(|found| lines(&found.changes))
     };

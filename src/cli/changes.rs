@@ -168,8 +168,12 @@ pub(super) fn changes(subcommand: &Subcommand) -> Result<u8, Complaint> {
             say_applied(&run, applied, *json)
         }
         Subcommand::Discard { run } => {
-            let id = store.discard(run)?;
-            output::result(&format!("{id}: discarded\n")).map(|()| 0)
+            let (id, left) = store.discard(run)?;
+            output::result(&format!("{id}: discarded\n"))?;
+            let Some(error) = left else { return Ok(0) };
+            let about = "what an interrupted apply left in the workspace stays there".to_owned();
+            Complaint::from(error).about(about).say(ErrorFormat::Text);
+            Ok(REFUSED)
         }
     }
 }
