@@ -132,6 +132,26 @@ fn very_deep_trees_cost_little_and_can_be_discarded() {
 }
 
 #[test]
+fn many_folders_at_the_bottom_of_a_deep_tree_are_looked_at_one_by_one() {
+    let Some(strace) = tool("strace") else { return };
+    let deep = "d/".repeat(1500);
+    let job = handmade(Caller::Own, "true", |upper| {
+        fs::create_dir_all(upper.join(&deep)).unwrap();
+        for number in 0..200 {
+            fs::create_dir(upper.join(format!("{deep}{number}"))).unwrap();
+        }
+    });
+    let calls = job.scratch.path().join("calls");
+    let words = ["-qq", "-e", "trace=openat", "-o", calls.to_str().unwrap()];
+    let show = Shannot::through(Caller::Own, &strace, words).args([binary()]).args(["changes", "show", "last"]);
+    let shown = show.env("XDG_STATE_HOME", job.state.to_str().unwrap()).output().expect_code(0);
+    assert_eq!(shown.stdout.lines().count(), 1700);
+    let calls = fs::read_to_string(calls).unwrap().lines().count();
+    assert!((1700..17_000).contains(&calls), "{calls} calls");
+    job.changes(&["discard", "last"]).expect_code(0);
+}
+
+#[test]
 fn a_folder_that_is_swapped_meanwhile_leads_nowhere() {
     let victim = crate::support::Scratch::new();
     let target = victim.folder("target", Caller::Own);

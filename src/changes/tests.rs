@@ -289,6 +289,28 @@ fn folders_that_were_opened_up_get_back_what_they_had_whatever_fails() {
 }
 
 #[test]
+fn a_tree_goes_up_only_where_it_came_down() {
+    let (_folder, _store, workspace) = case();
+    fs::create_dir_all(workspace.join("d/e/x/y")).unwrap();
+    fs::create_dir_all(workspace.join("d/e/z")).unwrap();
+    let mut tree = Tree::open(&fs::canonicalize(&workspace).unwrap()).unwrap();
+    let inode = |path: &str| fs::metadata(workspace.join(path)).unwrap().ino();
+    let mut at = |path: &str| {
+        let folder = tree.open_folder(Path::new(path))?;
+        nix::Result::Ok(folder.metadata().unwrap().ino())
+    };
+    for path in ["d/e/x/y", "d/e/z", "d/e/x", "d/e", "d/e/x/y", "d", "", "d/e/z", "d/e/x/y"] {
+        assert_eq!(at(path).unwrap(), inode(path), "{path}");
+    }
+    // Moved to elsewhere, where it leads up to another folder.
+    fs::create_dir_all(workspace.join("away/e")).unwrap();
+    fs::create_dir(workspace.join("away/e/z")).unwrap();
+    fs::rename(workspace.join("d/e/x"), workspace.join("away/e/x")).unwrap();
+    assert_eq!(at("d/e/z").unwrap(), inode("d/e/z"));
+    assert_eq!(at("d/e/x"), Err(nix::errno::Errno::ENOENT));
+}
+
+#[test]
 fn no_folder_has_more_names_than_there_is_memory_for() {
     let (_folder, _store, workspace) = case();
     let mut tree = Tree::open(&fs::canonicalize(&workspace).unwrap()).unwrap();

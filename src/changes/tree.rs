@@ -105,9 +105,10 @@ pub(super) struct Tree {
     root: OwnedFd,
     /// Which mount that is, where the kernel can tell (Linux 5.8).
     mount: Option<u64>,
-    /// Where it was last, and the descriptor of that folder.
+    /// Where it was last, the descriptor of that folder, and which ones those on the way to it are, the last one included.
     at: PathBuf,
     folder: Option<OwnedFd>,
+    way: Vec<(u64, u64)>,
     /// Of folders that were opened up, or made, in a way that their permissions may not allow.
     pending: BTreeMap<PathBuf, Permissions>,
     /// Where it is noted before a folder is opened up, so that it is known after a kill.
@@ -118,7 +119,8 @@ impl Tree {
     /// Of the folder that a descriptor names.
     pub(super) fn new(root: OwnedFd) -> nix::Result<Self> {
         let mount = sys::mount_id(root.as_fd())?;
-        Ok(Self { root, mount, at: PathBuf::new(), folder: None, pending: BTreeMap::new(), notes: None })
+        let (at, way) = (PathBuf::new(), Vec::new());
+        Ok(Self { root, mount, at, folder: None, way, pending: BTreeMap::new(), notes: None })
     }
 
     /// Of the folder at an absolute path without links, `.` and `..`. ENOTDIR and ELOOP for one that has some.
@@ -141,22 +143,44 @@ impl Tree {
 
     /// A folder of the tree, for its name only. ENOTDIR for a link, EXDEV for what another mount covers.
     pub(super) fn folder(&mut self, path: &Path) -> nix::Result<BorrowedFd<'_>> {
-        let rest = match (&self.folder, path.strip_prefix(&self.at)) {
-            (Some(_), Ok(rest)) => rest,
-            _ => {
-                (self.at, self.folder) = (PathBuf::new(), None);
-                path
-            }
-        };
-        for part in rest {
-            let next = openat(self.folder.as_ref().unwrap_or(&self.root), part, STEP, Mode::empty())?;
-            if self.mount.is_some() && sys::mount_id(next.as_fd())? != self.mount {
-                return Err(Errno::EXDEV);
-            }
+        let common = self.at.iter().zip(path).take_while(|(one, other)| one == other).count();
+        let up = self.way.len() - common;
+        // Back from the root where that is shorter. Else deep trees would cost their depth for each folder at the bottom.
+        if up > common || self.go_up(up).is_err() {
+            (self.at, self.folder) = (PathBuf::new(), None);
+            self.way.clear();
+        }
+        for part in path.iter().skip(self.way.len()) {
+            let next = self.step(part)?;
+            self.way.push(Meta::from(fstat(&next)?).identity());
             self.at.push(part);
             self.folder = Some(next);
         }
         Ok(self.folder.as_ref().map_or(self.root.as_fd(), AsFd::as_fd))
+    }
+
+    fn step(&self, name: &OsStr) -> nix::Result<OwnedFd> {
+        let next = openat(self.folder.as_ref().unwrap_or(&self.root), name, STEP, Mode::empty())?;
+        if self.mount.is_some() && sys::mount_id(next.as_fd())? != self.mount {
+            return Err(Errno::EXDEV);
+        }
+        Ok(next)
+    }
+
+    /// To the folders that were gone through on the way down, and to no others: what was moved meanwhile is ESTALE.
+    fn go_up(&mut self, steps: usize) -> nix::Result<()> {
+        for _ in 0..steps {
+            let up = self.step(OsStr::new(".."))?;
+            let above = self.way.len().checked_sub(2).and_then(|above| self.way.get(above)).copied();
+            self.folder = match above {
+                Some(identity) if Meta::from(fstat(&up)?).identity() != identity => return Err(Errno::ESTALE),
+                Some(_) => Some(up),
+                None => None,
+            };
+            self.way.pop();
+            self.at.pop();
+        }
+        Ok(())
     }
 
     /// The folder that a path lies in, and its name there; of the root, itself and `.`.
