@@ -202,8 +202,8 @@ fn what_was_changed_is_shown_and_applied() {
         if !job.run(script) {
             continue;
         }
-        let expected = "A  a\\nb\nD  d/\nM  edited\nT  folder\nD  gone\nM  link\nm  mode\nA  moved/\nA  moved/e/\n\
-                        A  moved/e/f\nA  moved/x\nA  new\nA  one\nA  opaque/new\nD  opaque/old\nm  shut/\nA  two\nT  typed/\n\
+        let expected = "A  a\\nb\nD  d/\nM  edited\nT  folder\nD  gone\nM  link -> other\nm  mode  (mode 0750)\nA  moved/\nA  moved/e/\n\
+                        A  moved/e/f\nA  moved/x\nA  new -> /nowhere\nA  one\nA  opaque/new\nD  opaque/old\nm  shut/  (mode 0700)\nA  two\nT  typed/\n\
                         A  typed/z\n";
         assert_eq!(job.show(), expected);
         let shown = job.changes(&["show", &job.id, "--json"]).expect_code(0);
@@ -315,7 +315,7 @@ fn what_git_executes_is_never_changed() {
             for script in ["rm -f .git; echo gitdir: /tmp/evil >.git", "rm -f .git; ln -s /tmp .git"] {
                 let before = listing(&job.workspace);
                 assert!(job.run(script));
-                job.changes(&["apply", "last"]).expect_code(1).expect_stdout("!  .git  (protected)");
+                job.changes(&["apply", "last"]).expect_code(1).expect_stdout("  (protected)\n");
                 assert_eq!(listing(&job.workspace), before);
             }
         }

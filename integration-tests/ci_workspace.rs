@@ -41,7 +41,7 @@ fn an_overlay_changes_nothing_until_it_is_applied() {
         assert!(job.workspace.join("out/shadow").symlink_metadata().is_err());
         fs::remove_dir_all(job.workspace.join("out")).unwrap();
         let shown = job.run(&["changes", "show", "last"]).output().expect_code(0);
-        for line in ["D  file", "A  made", "A  out/r", "D  many/"] {
+        for line in ["D  file", "A  made", "A  out/r  (mode 0700)", "D  many/"] {
             assert!(shown.stdout.lines().any(|shown| shown == line), "no {line:?} in {} …", &shown.stdout[..200]);
         }
         job.run(&["changes", "apply", "last"]).output().expect_code(0);

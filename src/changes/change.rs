@@ -1,6 +1,6 @@
 //! What can have changed, what of it is never applied, and why.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -106,6 +106,10 @@ pub struct Change {
     pub conflict: bool,
     /// The permissions that it will have.
     pub mode: u32,
+    /// Those are others than the workspace's file has.
+    pub has_other_mode: bool,
+    /// The text of a symbolic link that will be there.
+    pub target: Option<OsString>,
     /// Device and inode of the workspace's folder whose permissions are meant.
     pub(super) identity: Option<(u64, u64)>,
 }
@@ -143,9 +147,30 @@ impl Change {
         self.refused.is_some() || self.strips_set_id
     }
 
-    /// The path for people: see [`printable`]. A folder ends with a slash.
+    /// The line for people: letter, name, where a link leads, and what else there is to know. No name looks like more than a name.
+    pub fn line(&self) -> String {
+        let mut line = format!("{}  {}", self.letter(), self.name());
+        if let Some(target) = &self.target {
+            line.push_str(&format!(" -> {}", without_gaps(&printable(target))));
+        }
+        let has_mode = match self.node {
+            _ if self.refused.is_some() || self.kind == ChangeKind::Deleted => false,
+            Node::File => self.has_other_mode || self.mode & 0o111 != 0,
+            Node::Directory => self.kind == ChangeKind::Mode,
+            _ => false,
+        };
+        let mode = has_mode.then(|| format!("mode {:04o}", self.mode));
+        let remarks: Vec<String> = mode.into_iter().chain(self.remark()).collect();
+        if !remarks.is_empty() {
+            line.push_str(&format!("  ({})", remarks.join("; ")));
+        }
+        line
+    }
+
+    /// The path for people: see [`printable`]. A folder ends with a slash. Two blanks, and an arrow behind one, are in none.
     pub fn name(&self) -> String {
         let mut name = if self.path.as_os_str().is_empty() { ".".to_owned() } else { printable(self.path.as_os_str()) };
+        name = without_gaps(&name).replace(" ->", "\\u{20}->");
         if self.node == Node::Directory {
             name.push('/');
         }
@@ -170,6 +195,11 @@ pub fn printable(name: &OsStr) -> String {
         }
     }
     text
+}
+
+/// Remarks stand behind two blanks.
+fn without_gaps(text: &str) -> String {
+    text.replace("  ", " \\u{20}")
 }
 
 /// Paths of a workspace that apply never changes, and that it does not let disappear with a folder around them.

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 
 use super::change::{Change, ChangeKind, Node, Protected, Refusal};
 use super::content;
-use super::error::{Error, at};
+use super::error::{Error, at, at_errno};
 use super::journal::Since;
 use super::tree::{LONGEST, Meta, Tree, length};
 use super::upper::{FolderMarks, Upper};
@@ -255,7 +255,12 @@ impl Walk<'_> {
             },
         };
         let mut change = self.change(path, kind, meta, pair.refused);
+        if meta.node == Node::Link {
+            change.target = Some(self.upper.tree.link(path).map_err(at_errno("read", path))?);
+        }
         if meta.node == Node::File {
+            change.has_other_mode =
+                below.is_some_and(|below| below.node == Node::File && below.mode & 0o777 != change.mode);
             change.strips_set_id = meta.mode & 0o6000 != 0;
             if kind == ChangeKind::Mode && below.is_some_and(|below| below.mode & 0o6777 == change.mode) {
                 change.refused = change.refused.or(Some(Refusal::SetId));
@@ -408,6 +413,8 @@ impl Walk<'_> {
             strips_set_id: false,
             conflict: false,
             mode: meta.mode & 0o777,
+            has_other_mode: false,
+            target: None,
             identity: None,
         }
     }
@@ -421,6 +428,8 @@ impl Walk<'_> {
             strips_set_id: false,
             conflict: false,
             mode: 0,
+            has_other_mode: false,
+            target: None,
             identity: None,
         })
     }
@@ -431,7 +440,8 @@ impl Walk<'_> {
         }
         // What is not touched is in nobody's way.
         change.conflict &= change.refused.is_none();
-        self.count(cost(&change.path, size_of::<Change>()))?;
+        let target = change.target.as_ref().map_or(0, |target| target.len());
+        self.count(cost(&change.path, size_of::<Change>()) + target)?;
         self.found.changes.push(change);
         Ok(())
     }

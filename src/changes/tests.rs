@@ -171,6 +171,40 @@ fn names_can_be_printed() {
 }
 
 #[test]
+fn a_line_tells_links_and_modes_and_no_name_imitates_that() {
+    let (_folder, store, workspace) = case();
+    fs::set_permissions(workspace.join("a"), fs::Permissions::from_mode(0o644)).unwrap();
+    let run = store.create(&workspace).unwrap();
+    let upper = run.upper();
+    for (name, mode) in [
+        ("a", 0o600),
+        ("b  (protected)", 0o644),
+        ("c   (protected)", 0o644),
+        ("d -> e", 0o644),
+        ("run.sh", 0o755),
+        (".git", 0o755),
+    ] {
+        fs::write(upper.join(name), "new").unwrap();
+        fs::set_permissions(upper.join(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    for (name, text) in [("link", "x  (protected)"), ("link ->", "\u{9b}")] {
+        std::os::unix::fs::symlink(text, upper.join(name)).unwrap();
+    }
+    let lines: Vec<_> = run.changes(&Protected::default()).unwrap().iter().map(Change::line).collect();
+    let expected = [
+        "!  .git  (protected)",
+        "M  a  (mode 0600)",
+        "A  b \\u{20}(protected)",
+        "A  c \\u{20} (protected)",
+        "A  d\\u{20}-> e",
+        "A  link -> x \\u{20}(protected)",
+        "A  link\\u{20}-> -> \\u{9b}",
+        "A  run.sh  (mode 0755)",
+    ];
+    assert_eq!(lines, expected);
+}
+
+#[test]
 fn any_tree_can_be_removed_without_recursion_and_without_following() {
     let folder = tempfile::tempdir().unwrap();
     let kept = folder.path().join("kept");

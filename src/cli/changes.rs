@@ -222,7 +222,7 @@ fn list(store: &Store, json: bool) -> Result<u8, Complaint> {
     let runs = store.list()?;
     if json {
         let entries: Vec<RunEntry<'_>> = runs.iter().map(RunEntry::new).collect();
-        return output::result_json(&entries).map(|()| 0);
+        return print_json(&entries).map(|()| 0);
     }
     let mut text = String::new();
     for run in &runs {
@@ -235,9 +235,34 @@ fn list(store: &Store, json: bool) -> Result<u8, Complaint> {
     output::result(&text).map(|()| 0)
 }
 
-/// A path for programs: as it is, or escaped as in the text where it is not UTF-8.
-fn json_path(path: &Path) -> String {
-    path.to_str().map_or_else(|| changes::printable(path.as_os_str()), str::to_owned)
+/// Text for programs: as it is, or escaped as for people where it is not UTF-8; then its bytes say what it is.
+fn json_text(text: &OsStr) -> (String, Option<Vec<u8>>) {
+    match text.to_str() {
+        Some(text) => (text.to_owned(), None),
+        None => (changes::printable(text), Some(text.as_bytes().to_vec())),
+    }
+}
+
+/// JSON that can also be read on a terminal: what controls it, turns the direction of writing or can't be seen is escaped.
+fn print_json(value: &impl Serialize) -> Result<(), Complaint> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| Complaint::new("output", &error, None))?;
+    output::result(&format!("{}\n", escaped(&text)))
+}
+
+fn escaped(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for letter in json.chars() {
+        // A line's end is none of a string's: those are escaped already.
+        let is_treacherous = letter != '\n' && letter.is_control()
+            || matches!(letter, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
+            || matches!(letter, '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}');
+        if is_treacherous {
+            text.extend(letter.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")));
+        } else {
+            text.push(letter);
+        }
+    }
+    text
 }
 
 /// A run, as JSON has it.
@@ -246,8 +271,10 @@ struct RunEntry<'a> {
     run: &'a str,
     state: &'static str,
     exit_code: Option<u8>,
-    /// See [`json_path`].
+    /// See [`json_text`].
     workspace: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workspace_bytes: Option<Vec<u8>>,
 }
 
 impl<'a> RunEntry<'a> {
@@ -258,20 +285,28 @@ impl<'a> RunEntry<'a> {
             Some(record) if record.state == State::Running && !run.is_in_use => "interrupted",
             Some(record) => record.state.name(),
         };
-        let workspace = run.record.as_ref().map(|record| json_path(&record.workspace));
+        let workspace = run.record.as_ref().map(|record| json_text(record.workspace.as_os_str()));
+        let (workspace, workspace_bytes) = workspace.unwrap_or_default();
         let exit_code = run.record.as_ref().and_then(|record| record.exit_code);
-        Self { run: &run.id, state, exit_code, workspace: workspace.unwrap_or_default() }
+        Self { run: &run.id, state, exit_code, workspace, workspace_bytes }
     }
 }
 
 /// A change, as JSON has it.
 #[derive(Debug, Serialize)]
 struct ChangeEntry {
-    /// See [`json_path`].
+    /// See [`json_text`].
     path: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path_bytes: Option<Vec<u8>>,
     change: ChangeKind,
     #[serde(rename = "type")]
     node: Node,
+    /// Where a link leads, like `path`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target_bytes: Option<Vec<u8>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     mode: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -284,12 +319,16 @@ struct ChangeEntry {
 impl ChangeEntry {
     fn new(change: &Change) -> Self {
         let path = if change.path.as_os_str().is_empty() { ".".as_ref() } else { change.path.as_path() };
-        let path = json_path(path);
+        let (path, path_bytes) = json_text(path.as_os_str());
+        let (target, target_bytes) = change.target.as_deref().map(json_text).unzip();
         let has_mode = change.kind != ChangeKind::Deleted && matches!(change.node, Node::File | Node::Directory);
         Self {
             path,
+            path_bytes,
             change: change.kind,
             node: change.node,
+            target,
+            target_bytes: target_bytes.flatten(),
             mode: has_mode.then(|| format!("{:04o}", change.mode)),
             refused: change.refused,
             conflict: change.conflict,
@@ -301,15 +340,29 @@ impl ChangeEntry {
 fn print(changes: &[Change], json: bool) -> Result<(), Complaint> {
     if json {
         let entries: Vec<ChangeEntry> = changes.iter().map(ChangeEntry::new).collect();
-        return output::result_json(&entries);
+        return print_json(&entries);
     }
     let mut text = String::new();
     for change in changes {
-        text.push_str(&format!("{}  {}", change.letter(), change.name()));
-        if let Some(remark) = change.remark() {
-            text.push_str(&format!("  ({remark})"));
-        }
+        text.push_str(&change.line());
         text.push('\n');
     }
     output::result(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_says_which_bytes_and_steers_no_terminal() {
+        let (text, bytes) = json_text(OsStr::from_bytes(b"\xff"));
+        assert_eq!((text.as_str(), bytes), ("\\xff", Some(vec![0xff])));
+        assert_eq!(json_text(OsStr::new("\\xff")), ("\\xff".to_owned(), None));
+        let name = "a\u{9b}31m\u{202e}\u{7f}\u{e0041}\u{200b}\nzoë \u{1f600}";
+        let json = serde_json::to_string_pretty(&[name]).unwrap();
+        let safe = escaped(&json);
+        assert_eq!(safe, "[\n  \"a\\u009b31m\\u202e\\u007f\\udb40\\udc41\\u200b\\nzoë \u{1f600}\"\n]");
+        assert_eq!(serde_json::from_str::<[String; 1]>(&safe).unwrap(), [name]);
+    }
 }
