@@ -94,7 +94,8 @@ fn an_artifact_in_the_workspace_makes_its_folders_and_follows_no_link() {
 fn an_artifact_that_fails_halfway_leaves_nothing() {
     for caller in callers() {
         let mut job = Job::new(caller, "true");
-        if !job.run("mkdir out; echo 1 >out/a; echo 1 >out/b; chmod 555 out") {
+        if !job.run("mkdir out; echo 1 >out/a; echo 1 >out/b; chmod 555 out; mkdir -p new/er/out; echo 1 >new/er/out/b")
+        {
             continue;
         }
         give(&job.state, nix::unistd::geteuid().as_raw());
@@ -103,7 +104,11 @@ fn an_artifact_that_fails_halfway_leaves_nothing() {
         let copy = || run.artifact(Path::new("out"), Some(&to.join("out")), &[]);
         // A mark that no overlay of ours has.
         let marked = run.upper().join("out/b");
-        xattr::set(&marked, "user.overlay.redirect", b"/etc").unwrap();
+        for marked in [&marked, &run.upper().join("new/er/out/b")] {
+            xattr::set(marked, "user.overlay.redirect", b"/etc").unwrap();
+        }
+        run.artifact(Path::new("new/er/out"), None, &[]).unwrap_err();
+        assert_eq!(fs::read_dir(&job.workspace).unwrap().count(), 0, "nor of the folders around it");
         copy().unwrap_err();
         assert_eq!(fs::read_dir(&to).unwrap().count(), 0);
         xattr::remove(&marked, "user.overlay.redirect").unwrap();
@@ -153,5 +158,43 @@ fn what_the_command_could_not_see_is_in_no_artifact() {
             assert!(!all.contains_key(Path::new(name)), "{name}");
         }
         job.run(&["changes", "discard", "last"]).output().expect_code(0);
+    }
+}
+
+#[test]
+fn an_artifact_with_a_file_that_cannot_be_read_leaves_nothing() {
+    for caller in callers() {
+        let job = crate::ci::Job::new(caller);
+        fs::create_dir_all(job.workspace.join("out/sub")).unwrap();
+        for name in ["a", "sub/dark", "z"] {
+            fs::write(job.workspace.join("out").join(name), "1").unwrap();
+        }
+        crate::ci::own_all(&job.home, caller);
+        let dark = job.workspace.join("out/sub/dark");
+        fs::set_permissions(&dark, std::os::unix::fs::PermissionsExt::from_mode(0o0)).unwrap();
+        let to = job.home.join("artifact");
+        let artifact = format!("out:{}", to.display());
+        // In the workspace as well: below folders that only the command has.
+        let words = ["--artifact", &artifact, "--artifact", "new/er/pipe", "--", "sh", "-c"];
+        let script = "echo >out/made; mkdir -p new/er; mkdir new/er/pipe; echo 1 >new/er/pipe/f";
+        let run = job.run(&["run", "-p", "ci", "--workspace-mode", "overlay"]).args(words).args([script]);
+        let code = run.output().code;
+        assert!(job.workspace.join("new/er/pipe/f").exists());
+        let reads_all = crate::support::is_root() && caller == Caller::Own;
+        assert_eq!((code, to.exists()), if reads_all { (0, true) } else { (1, false) }, "{caller:?}");
+        let names = fs::read_dir(&job.home).unwrap().map(|entry| entry.unwrap().file_name().display().to_string());
+        assert!(names.into_iter().all(|name| !name.starts_with(".shannot")));
+        job.run(&["changes", "discard", "last"]).output().expect_code(0);
+    }
+}
+
+#[test]
+fn an_artifact_may_come_to_lie_in_what_it_is_copied_from() {
+    let mut job = Job::new(Caller::Own, "mkdir -p d; echo 1 >d/f");
+    if job.run("echo 2 >d/g") {
+        let run = Store::at(&job.state).unwrap().open("last").unwrap();
+        assert_eq!(run.artifact(Path::new("."), Some(&job.workspace.join("d/copy")), &[]).unwrap(), []);
+        let names: Vec<PathBuf> = listing(&job.workspace.join("d/copy")).into_keys().collect();
+        assert_eq!(names, ["", "d", "d/f", "d/g"].map(PathBuf::from));
     }
 }

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{Mode, fchmod, futimens, mkdirat};
 use nix::sys::time::TimeSpec;
-use nix::unistd::symlinkat;
+use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
 use super::apply::{own_name, rename_to_new};
 use super::change::Node;
@@ -224,34 +224,56 @@ pub(super) fn copy(
         }
     }
     let name = shown.file_name().ok_or_else(|| Error::Exists(shown.to_owned()))?;
-    let parent = match destination {
-        Some(typed) => open_parent(typed).map_err(&write)?,
-        None => make_around(merged.workspace, &wanted.around)?,
+    let (parent, made) = match destination {
+        Some(typed) => (open_parent(typed).map_err(&write)?, None),
+        None => {
+            let (parent, made) = make_around(merged.workspace, &wanted.around)?;
+            (parent, Some(made))
+        }
     };
-    match meta_at(&parent, name) {
+    let put = put(&mut merged, wanted.what, path, (parent.as_fd(), name, shown), run);
+    match put {
+        Err(_) if remove(&parent, own).is_err() => {
+            // It is not called what was asked for, and is in nobody's way; why it failed says more.
+        }
+        // What was made for it stays with it.
+        Ok(_) => drop(made.map(Made::keep)),
+        Err(_) => {}
+    }
+    put
+}
+
+/// Copies under a name of its own, and renames.
+fn put(
+    merged: &mut Merged<'_>,
+    what: Artifact,
+    path: &Path,
+    (parent, name, shown): (BorrowedFd<'_>, &OsStr, &Path),
+    run: &str,
+) -> Result<Vec<LeftOut>, Error> {
+    let (own, write) = (&own_name(run), at_errno("write", shown));
+    match meta_at(parent, name) {
         Err(Errno::ENOENT) => {}
         Err(errno) => return Err(write(errno)),
         Ok(_) => return Err(Error::Exists(shown.to_owned())),
     }
-    remove(&parent, own).map_err(&write)?;
-    let copied = match wanted.what {
-        Artifact::Hidden => Ok(Vec::new()),
+    remove(parent, own).map_err(&write)?;
+    let left = match what {
+        Artifact::Hidden => Vec::new(),
         Artifact::File(entry) => {
-            merged.copy(&entry, path, parent.as_fd(), own).map(|()| Vec::new()).map_err(at("write", shown))
+            merged.copy(&entry, path, parent, own).map_err(at("write", shown))?;
+            Vec::new()
         }
         Artifact::Folder(seen) => {
-            make_top(&parent, own).map_err(&write).and_then(|top| copy_folder(&mut merged, seen, top, run))
+            let top = make_top(parent, own).map_err(&write)?;
+            copy_folder(merged, seen, top, run)?
         }
     };
-    let put = copied.and_then(|left| match rename_to_new(parent.as_fd(), own, name) {
+    match rename_to_new(parent, own, name) {
         Ok(()) => Ok(left),
         Err(Errno::EEXIST) => Err(Error::Exists(shown.to_owned())),
         Err(errno) => Err(write(errno)),
-    });
-    if put.is_err() && remove(&parent, own).is_err() {
-        // It is not called what was asked for, and is in nobody's way; why it failed says more.
     }
-    put
 }
 
 /// The folder that a path lies in which the caller has typed: links are followed.
@@ -260,27 +282,55 @@ fn open_parent(path: &Path) -> nix::Result<OwnedFd> {
     open(parent, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
 }
 
+/// Folders of the workspace that were made for an artifact. They go if nothing comes to lie in them.
+struct Made {
+    tree: Tree,
+    paths: Vec<PathBuf>,
+}
+
+impl Made {
+    fn keep(mut self) {
+        self.paths.clear();
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for path in self.paths.iter().rev() {
+            let removed =
+                self.tree.parent(path).and_then(|(folder, name)| unlinkat(folder, name, UnlinkatFlags::RemoveDir));
+            if removed.is_err() {
+                // Somebody else has put something there, or moved it, and has it now.
+            }
+        }
+    }
+}
+
 /// The folder of the workspace that lies so deep, made where the command alone has it. Whoever wrote the workspace may have
 /// put a link in the place of each: none is followed.
-fn make_around(workspace: &Tree, around: &[(OsString, u32)]) -> Result<OwnedFd, Error> {
+fn make_around(workspace: &Tree, around: &[(OsString, u32)]) -> Result<(OwnedFd, Made), Error> {
     let clone = |folder: BorrowedFd<'_>| folder.try_clone_to_owned().map_err(|error| sys::errno_of(&error));
     let open = at_errno("open", Path::new(""));
-    let mut tree = clone(workspace.root()).and_then(Tree::new).map_err(open)?;
+    let tree = clone(workspace.root()).and_then(Tree::new).map_err(open)?;
+    let mut made = Made { tree, paths: Vec::new() };
     let mut path = PathBuf::new();
     for (name, mode) in around {
         // The umask is the caller's word on what is made here.
         let mode = Mode::from_bits_truncate(mode & 0o777) | Mode::S_IRWXU;
-        let made = tree.folder(&path).and_then(|folder| mkdirat(folder, name.as_os_str(), mode));
+        let result = made.tree.folder(&path).and_then(|folder| mkdirat(folder, name.as_os_str(), mode));
         path.push(name);
-        match made.or_else(|errno| if errno == Errno::EEXIST { Ok(()) } else { Err(errno) }) {
-            Ok(()) => match tree.folder(&path).map(drop) {
-                Err(Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV) => return Err(Error::NoFolder(path)),
-                opened => opened.map_err(at_errno("open", &path))?,
-            },
+        match result {
+            Ok(()) => made.paths.push(path.clone()),
+            Err(Errno::EEXIST) => {}
             Err(errno) => return Err(at_errno("make", &path)(errno)),
         }
+        match made.tree.folder(&path).map(drop) {
+            Err(Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV) => return Err(Error::NoFolder(path)),
+            opened => opened.map_err(at_errno("open", &path))?,
+        }
     }
-    tree.folder(&path).and_then(clone).map_err(at_errno("open", &path))
+    let folder = made.tree.folder(&path).and_then(clone).map_err(at_errno("open", &path))?;
+    Ok((folder, made))
 }
 
 fn make_top(parent: impl AsFd, name: &OsStr) -> nix::Result<Tree> {
@@ -289,7 +339,7 @@ fn make_top(parent: impl AsFd, name: &OsStr) -> nix::Result<Tree> {
 }
 
 fn copy_folder(merged: &mut Merged<'_>, top: Seen, mut to: Tree, run: &str) -> Result<Vec<LeftOut>, Error> {
-    let base = top.path.clone();
+    let (base, own) = (top.path.clone(), own_name(run));
     let mut left = Vec::new();
     let mut folders = vec![(PathBuf::new(), 0)];
     let mut bytes = 0;
@@ -310,6 +360,10 @@ fn copy_folder(merged: &mut Merged<'_>, top: Seen, mut to: Tree, run: &str) -> R
             let path = folder.path.join(&name);
             let write = at("copy", &path);
             let Some(entry) = merged.entry(&folder, &name)? else { continue };
+            if name == own && !entry.in_upper {
+                // The copy itself, where it comes to lie in what is copied.
+                continue;
+            }
             if entry.folder.is_some() || entry.meta.node != Node::File || length(&path) > LONGEST {
                 // What is noted of it, twice as a folder.
                 bytes += 2 * (length(&path) + size_of::<Seen>());
