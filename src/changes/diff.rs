@@ -268,7 +268,7 @@ impl Walk<'_> {
         }
         match below {
             Some(below) if below.node == Node::Directory => {
-                let (refused, conflict) = self.examine(path)?;
+                let (refused, conflict) = self.examine(path, below)?;
                 change.refused = change.refused.or(refused);
                 change.conflict = conflict;
             }
@@ -325,7 +325,7 @@ impl Walk<'_> {
             change.refused = change.refused.or(Some(Refusal::Protected));
         }
         if below.node == Node::Directory {
-            let (refused, conflict) = self.examine(&path)?;
+            let (refused, conflict) = self.examine(&path, below)?;
             change.refused = change.refused.or(refused);
             change.conflict = conflict;
         } else {
@@ -345,17 +345,17 @@ impl Walk<'_> {
         Ok(was_changed)
     }
 
-    /// What speaks against taking away a folder of the workspace: files in it that were changed meanwhile, or that can't be
-    /// seen. Folders themselves are not asked: apply changes their times.
-    fn examine(&mut self, folder: &Path) -> Result<(Option<Refusal>, bool), Error> {
+    /// What speaks against taking away a folder of the workspace: what was changed in it meanwhile, or can't be seen. Folders are
+    /// asked too: one that was moved there is young, and all in it may be old. Apply goes into none that it takes away.
+    fn examine(&mut self, folder: &Path, meta: &Meta) -> Result<(Option<Refusal>, bool), Error> {
         let (before, linked) = (self.bytes, self.found.linked.len());
-        let result = self.look_through(folder);
+        let result = self.look_through(folder, self.since.was_changed(meta, true));
         // The notes of files stay.
         self.bytes = before + self.found.linked.len().saturating_sub(linked) * size_of::<Meta>();
         result
     }
 
-    fn look_through(&mut self, folder: &Path) -> Result<(Option<Refusal>, bool), Error> {
+    fn look_through(&mut self, folder: &Path, mut conflict: bool) -> Result<(Option<Refusal>, bool), Error> {
         if self.goal != Goal::Changes {
             return Ok((None, false));
         }
@@ -376,15 +376,16 @@ impl Walk<'_> {
                 let path = path.join(name);
                 match self.below(&path)? {
                     Some(meta) if meta.node == Node::Directory => {
+                        conflict |= self.since.was_changed(&meta, true);
                         self.count(cost(&path, size_of::<PathBuf>()))?;
                         todo.push(path);
                     }
-                    Some(meta) if self.was_changed(&meta, true)? => return Ok((None, true)),
-                    _ => {}
+                    Some(meta) => conflict |= self.was_changed(&meta, true)?,
+                    None => {}
                 }
             }
         }
-        Ok((None, false))
+        Ok((None, conflict))
     }
 
     fn below(&mut self, path: &Path) -> Result<Option<Meta>, Error> {

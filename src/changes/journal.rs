@@ -44,15 +44,15 @@ impl From<&Meta> for Stamp {
 pub(super) enum Deed {
     /// It wrote it, and may write over it again; it never takes it away.
     Wrote,
-    /// Nobody had changed it, and it takes away other names of it, or gives it one.
-    Linked,
+    /// Nobody had changed it, and it takes away other names of it, or gives it one; of a folder, it looks into it.
+    Touched,
 }
 
 impl Deed {
     fn letter(self) -> char {
         match self {
             Deed::Wrote => 'w',
-            Deed::Linked => 'l',
+            Deed::Touched => 't',
         }
     }
 }
@@ -117,14 +117,14 @@ impl Journal {
                 self.ends.push((i64::try_from(*seconds).ok()?, i64::try_from(*nanoseconds).ok()?));
                 self.opened.clear();
             }
-            (b'w' | b'l', [inode, size, mode, uid, gid, seconds, nanoseconds]) => {
+            (b'w' | b't', [inode, size, mode, uid, gid, seconds, nanoseconds]) => {
                 let stamp = Stamp {
                     size: u64::try_from(*size).ok()?,
                     mode: u32::try_from(*mode).ok()?,
                     owner: (u32::try_from(*uid).ok()?, u32::try_from(*gid).ok()?),
                     mtime: (i64::try_from(*seconds).ok()?, i64::try_from(*nanoseconds).ok()?),
                 };
-                let deed = if *kind == b'w' { Deed::Wrote } else { Deed::Linked };
+                let deed = if *kind == b'w' { Deed::Wrote } else { Deed::Touched };
                 let noted = Noted { deed, stamp, session: self.ends.len() };
                 self.noted.insert(u64::try_from(*inode).ok()?, noted);
             }
@@ -144,20 +144,7 @@ impl Journal {
 
     /// Before the file gets its name, or another name of it goes.
     pub(super) fn note(&self, deed: Deed, files: &[Meta]) -> io::Result<()> {
-        let mut text = String::new();
-        for meta in files {
-            let (seconds, nanoseconds) = meta.mtime;
-            // On its own, whatever was cut off before.
-            text.push_str(&format!(
-                "\0{}{} {} {} {} {} {seconds} {nanoseconds} .\0",
-                deed.letter(),
-                meta.inode,
-                meta.size,
-                meta.mode,
-                meta.uid,
-                meta.gid
-            ));
-        }
+        let text: String = files.iter().map(|meta| record(deed, meta)).collect();
         (&self.file).write_all(text.as_bytes())
     }
 
@@ -202,13 +189,20 @@ impl Since<'_> {
     }
 }
 
-/// Before a folder is opened up, whose permissions are these.
+/// On its own, whatever was cut off before.
+fn record(deed: Deed, meta: &Meta) -> String {
+    let Meta { inode, size, mode, uid, gid, mtime: (seconds, nanoseconds), .. } = meta;
+    format!("\0{}{inode} {size} {mode} {uid} {gid} {seconds} {nanoseconds} .\0", deed.letter())
+}
+
+/// Before a folder is opened up, whose permissions are these: chmod(2) moves its ctime, then and when they come back.
 pub(super) fn note_opened(mut file: &File, path: &Path, meta: &Meta) -> nix::Result<()> {
-    let mut record = format!("\0o{} {:o} ", meta.inode, meta.mode).into_bytes();
-    record.extend_from_slice(path.as_os_str().as_bytes());
+    let mut text = record(Deed::Touched, meta).into_bytes();
+    text.extend_from_slice(format!("\0o{} {:o} ", meta.inode, meta.mode).as_bytes());
+    text.extend_from_slice(path.as_os_str().as_bytes());
     // No path of a tree has two of them: one that was cut off does not end so.
-    record.extend_from_slice(b"//\0");
-    file.write_all(&record).map_err(|error| crate::sys::errno_of(&error))
+    text.extend_from_slice(b"//\0");
+    file.write_all(&text).map_err(|error| crate::sys::errno_of(&error))
 }
 
 #[cfg(test)]
@@ -235,7 +229,7 @@ mod tests {
         // What a kill has cut off is none, and spoils none.
         (&file).write_all(b"\0w12 34").unwrap();
         journal.note(Deed::Wrote, &[meta]).unwrap();
-        (&file).write_all(format!("\0l{} 1 1", meta.inode).as_bytes()).unwrap();
+        (&file).write_all(format!("\0t{} 1 1", meta.inode).as_bytes()).unwrap();
         assert!(again(&file).explains(&meta, false) && !again(&file).explains(&meta, true));
         for other in [
             Meta { size: 2, ..meta },
@@ -248,7 +242,7 @@ mod tests {
         journal.end(meta.ctime).unwrap();
         assert!(again(&file).explains(&meta, false));
         assert!(!again(&file).explains(&Meta { ctime: (meta.ctime.0 + 1, 0), ..meta }, false));
-        journal.note(Deed::Linked, &[meta]).unwrap();
+        journal.note(Deed::Touched, &[meta]).unwrap();
         assert!(again(&file).explains(&Meta { ctime: (meta.ctime.0 + 1, 0), ..meta }, true));
     }
 

@@ -160,7 +160,7 @@ impl Run {
         let prepare = at_errno("prepare", &self.record.workspace);
         let apply = Apply::new(&mut upper, &journal, workspace, &own, &mut found).map_err(prepare)?;
         self.set_state(State::Applying)?;
-        journal.note(Deed::Linked, &found.linked).map_err(&note)?;
+        journal.note(Deed::Touched, &found.linked).map_err(&note)?;
         let done = apply.all(&changes, &found.folders);
         // Also after a failure: what comes later is not its doing.
         let ended = journal.end(moment()).map_err(&note);

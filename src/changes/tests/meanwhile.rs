@@ -84,3 +84,23 @@ fn a_file_of_which_apply_took_away_a_name_is_not_changed_by_that_and_by_others_i
     fs::rename(workspace.join("fifth"), workspace.join("fourth")).unwrap();
     assert_eq!(conflicts(&mut run), ["M fourth"]);
 }
+
+#[test]
+fn a_folder_that_was_moved_into_what_goes_is_a_conflict_though_all_in_it_is_old() {
+    let (folder, store, workspace) = case();
+    let mine = folder.path().join("mine");
+    fs::create_dir_all(mine.join("in")).unwrap();
+    fs::write(mine.join("in/thesis"), "mine").unwrap();
+    let mut run = store.create(&workspace).unwrap();
+    fs::create_dir_all(run.upper().join("d")).unwrap();
+    fs::write(run.upper().join("d/e"), "no folder any more").unwrap();
+    if !mark(&run.upper().join("d"), "user.overlay.opaque", b"y") {
+        return;
+    }
+    for (place, expected) in [("d/mine", "D d/mine/"), ("d/e/mine", "T d/e")] {
+        fs::rename(&mine, workspace.join(place)).unwrap();
+        assert_eq!(conflicts(&mut run), [expected]);
+        fs::rename(workspace.join(place), &mine).unwrap();
+    }
+    assert!(mine.join("in/thesis").exists());
+}
