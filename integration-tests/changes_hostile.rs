@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use serde_json::Value;
 
 use crate::changes::{Job, listing, outside, own_all};
 use crate::support::{Caller, Shannot, binary, callers, is_root, tool};
@@ -374,13 +375,20 @@ fn whatever_a_command_does_is_what_apply_makes() {
     for caller in callers() {
         let steps = || prop::collection::vec(operation(), 1..25);
         let config = Config { cases: 25, failure_persistence: None, ..Config::default() };
-        let outcome = TestRunner::new(config).run(&(steps(), steps()), |(before, inside)| {
+        let outcome = TestRunner::new(config).run(&(steps(), steps(), 1..9_usize), |(before, inside, every)| {
             // A step that can't be made is none.
             let quiet = |steps: Vec<String>| {
                 steps.iter().map(|step| format!("( {step} ) 2>/dev/null || true; ")).collect::<String>()
             };
             let mut job = Job::new(caller, &quiet(before));
             let Some(seen) = job.output(&format!("{} {LIST}", quiet(inside))) else { return Ok(()) };
+            // In parts, whose traces are nobody else's.
+            let shown: Value = serde_json::from_str(&job.changes(&["show", "last", "--json"]).stdout).unwrap();
+            let paths = shown.as_array().unwrap().iter().map(|change| change["path"].as_str().unwrap());
+            for path in paths.step_by(every) {
+                let part = job.changes(&["apply", "last", "--only", path]);
+                prop_assert!(part.code == 0 || part.stderr.contains("nothing was changed at"), "{path}: {part:?}");
+            }
             job.changes(&["apply", "last"]).expect_code(0);
             let now = outside(caller, &job.workspace, LIST).expect_code(0).stdout;
             // Names of one file in the workspace may be several for the overlay, which copies them one by one.
