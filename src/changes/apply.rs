@@ -151,6 +151,8 @@ impl<'a> Apply<'a> {
             // What a folder inherits is the workspace's business.
             last.mode |= made.mode & 0o2000;
             last.identity = Some(made.identity());
+        } else if let Some(meta) = self.workspace.meta(&change.path)? {
+            self.journal.note(Deed::Touched, &[meta]).map_err(|error| sys::errno_of(&error))?;
         }
         self.workspace.settle_on(change.path.clone(), last);
         Ok(())

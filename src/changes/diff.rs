@@ -58,6 +58,8 @@ struct Pair {
     has_below: bool,
     /// Nothing in it can be applied.
     refused: Option<Refusal>,
+    /// The workspace's folder, or one around it, may not be the one that the command saw.
+    was_moved: bool,
 }
 
 pub(super) struct Walk<'a> {
@@ -86,7 +88,8 @@ impl Walk<'_> {
         let below = self.below(&root)?;
         let (Some(upper), Some(below)) = (upper, below) else { return Ok(self.found) };
         self.folder_mode(&root, &upper, &below, 0o6000, None)?;
-        let mut todo = vec![Pair { path: root, mode: upper.mode, is_merged: true, has_below: true, refused: None }];
+        let (mode, refused, was_moved) = (upper.mode, None, false);
+        let mut todo = vec![Pair { path: root, mode, is_merged: true, has_below: true, refused, was_moved }];
         while let Some(pair) = todo.pop()
             && !self.is_enough()
         {
@@ -140,7 +143,7 @@ impl Walk<'_> {
         for name in others.iter().filter(|name| !kept.contains(name) && *name != own) {
             let path = pair.path.join(name);
             if let Some(below) = self.below(&path)? {
-                self.deleted(path, &below, pair.refused)?;
+                self.deleted(path, &below, pair)?;
             }
         }
         Ok(())
@@ -179,7 +182,7 @@ impl Walk<'_> {
             return self.refuse(path, kind, node, Refusal::Reserved);
         }
         match (&below, meta.node) {
-            (Some(below), _) if is_whiteout => self.deleted(path.to_owned(), below, pair.refused),
+            (Some(below), _) if is_whiteout => self.deleted(path.to_owned(), below, pair),
             (_, Node::Directory) => self.folder_entry(pair, path, &meta, below.as_ref(), todo),
             (_, Node::File | Node::Link) => self.file_entry(pair, path, &meta, below.as_ref()),
             (_, Node::Fifo | Node::Socket | Node::Device) => self.refuse(path, kind, node, Refusal::Special),
@@ -208,15 +211,16 @@ impl Walk<'_> {
             change.strips_set_id = meta.mode & 0o6000 & !inherited != 0;
             change.mode = meta.mode & 0o1777;
             if let Some(below) = below {
-                change.conflict = self.was_changed(below, false)?;
+                change.conflict = self.was_changed(below, false)? || pair.was_moved;
             }
             refused = change.refused;
             self.push(change)?;
         }
         let (mode, is_merged, has_below) =
             (meta.mode, pair.is_merged && below.is_none_or(|_| same.is_some()), same.is_some());
+        let was_moved = pair.was_moved || same.is_some_and(|below| self.since.was_moved(below));
         self.count(cost(path, size_of::<Pair>()))?;
-        todo.push(Pair { path: path.to_owned(), mode, is_merged, has_below, refused });
+        todo.push(Pair { path: path.to_owned(), mode, is_merged, has_below, refused, was_moved });
         Ok(())
     }
 
@@ -275,6 +279,7 @@ impl Walk<'_> {
             Some(below) => change.conflict = self.was_changed(below, false)?,
             None => {}
         }
+        change.conflict |= pair.was_moved && below.is_some();
         self.push(change)
     }
 
@@ -319,8 +324,8 @@ impl Walk<'_> {
         Ok(None)
     }
 
-    fn deleted(&mut self, path: PathBuf, below: &Meta, refused: Option<Refusal>) -> Result<(), Error> {
-        let mut change = self.change(&path, ChangeKind::Deleted, below, refused);
+    fn deleted(&mut self, path: PathBuf, below: &Meta, pair: &Pair) -> Result<(), Error> {
+        let mut change = self.change(&path, ChangeKind::Deleted, below, pair.refused);
         if self.protected.refuses(&path, None) {
             change.refused = change.refused.or(Some(Refusal::Protected));
         }
@@ -331,6 +336,7 @@ impl Walk<'_> {
         } else {
             change.conflict = self.was_changed(below, true)?;
         }
+        change.conflict |= pair.was_moved;
         self.push(change)
     }
 

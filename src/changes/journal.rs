@@ -35,7 +35,9 @@ struct Stamp {
 
 impl From<&Meta> for Stamp {
     fn from(meta: &Meta) -> Self {
-        Self { size: meta.size, mode: meta.mode, owner: (meta.uid, meta.gid), mtime: meta.mtime }
+        // A folder's permissions are apply's to change, and are asked by nobody.
+        let mode = if meta.node == Node::Directory { 0 } else { meta.mode };
+        Self { size: meta.size, mode, owner: (meta.uid, meta.gid), mtime: meta.mtime }
     }
 }
 
@@ -182,6 +184,12 @@ pub(super) struct Since<'a> {
 }
 
 impl Since<'_> {
+    /// Whether a folder that stays may be another one: mv(1) changes its ctime, but not its mtime and nothing of what is in it.
+    /// chmod(1) looks the same. Whoever makes something in it changes both, and that is no matter.
+    pub(super) fn was_moved(self, folder: &Meta) -> bool {
+        folder.mtime <= self.start && self.was_changed(folder, true)
+    }
+
     /// By its times. ctime moves with every write and rename, and nobody can set it; mtime may have been set to any day, also to
     /// come, and is kept by mv(1) and cp -p. `goes`: it would be taken away.
     pub(super) fn was_changed(self, meta: &Meta, goes: bool) -> bool {
@@ -191,7 +199,8 @@ impl Since<'_> {
 
 /// On its own, whatever was cut off before.
 fn record(deed: Deed, meta: &Meta) -> String {
-    let Meta { inode, size, mode, uid, gid, mtime: (seconds, nanoseconds), .. } = meta;
+    let Stamp { size, mode, owner: (uid, gid), mtime: (seconds, nanoseconds) } = Stamp::from(meta);
+    let inode = meta.inode;
     format!("\0{}{inode} {size} {mode} {uid} {gid} {seconds} {nanoseconds} .\0", deed.letter())
 }
 

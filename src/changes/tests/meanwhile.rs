@@ -104,3 +104,32 @@ fn a_folder_that_was_moved_into_what_goes_is_a_conflict_though_all_in_it_is_old(
     }
     assert!(mine.join("in/thesis").exists());
 }
+
+#[test]
+fn another_folder_in_the_place_of_one_that_stays_is_not_what_the_command_saw() {
+    let (folder, store, workspace) = case();
+    let mine = folder.path().join("mine");
+    fs::create_dir_all(mine.join("e")).unwrap();
+    for name in ["f", "e/g", "e/h"] {
+        fs::write(mine.join(name), "mine").unwrap();
+    }
+    let mut run = store.create(&workspace).unwrap();
+    fs::create_dir_all(run.upper().join("d/e")).unwrap();
+    for name in ["d/f", "d/e/g", "d/new"] {
+        fs::write(run.upper().join(name), "job's").unwrap();
+    }
+    fs::set_permissions(run.upper().join("d"), std::os::unix::fs::PermissionsExt::from_mode(0o711)).unwrap();
+    // What apply makes of a folder's permissions is no trace of somebody else.
+    assert_eq!(lines(&apply(&mut run, &["d/e".into()])), ["M d/e/g"]);
+    fs::write(workspace.join("d/e/g"), "d/e/g").unwrap();
+    fs::rename(workspace.join("d"), folder.path().join("away")).unwrap();
+    fs::rename(&mine, workspace.join("d")).unwrap();
+    assert_eq!(conflicts(&mut run), ["M d/e/g", "M d/f"]);
+    // Something new in it is nobody's business.
+    let mut run = store.create(&workspace).unwrap();
+    fs::create_dir_all(run.upper().join("d")).unwrap();
+    fs::write(run.upper().join("d/f"), "job's").unwrap();
+    fs::write(workspace.join("d/new"), "mine").unwrap();
+    let changes = apply(&mut run, &[]);
+    assert!(lines(&changes).contains(&"M d/f".to_owned()) && changes.iter().all(|change| !change.conflict));
+}
