@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
-use nix::sys::stat::{Mode, fchmod, futimens, mkdirat};
+use nix::sys::stat::{Mode, fchmod, fstat, futimens, mkdirat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
@@ -19,6 +19,7 @@ use super::change::Node;
 use super::content;
 use super::diff::MOST_BYTES;
 use super::error::{Error, at, at_errno};
+use super::journal::{Deed, Journal};
 use super::remove::remove;
 use super::tree::{FOLDER, LONGEST, Meta, Tree, length, meta_at};
 use super::upper::{FolderMarks, Upper};
@@ -69,6 +70,8 @@ struct Merged<'a> {
     workspace: &'a mut Tree,
     /// What of the workspace the command saw something else in the place of.
     hidden: &'a BTreeSet<PathBuf>,
+    /// Where it is noted what is written into the workspace.
+    journal: Option<&'a Journal>,
 }
 
 /// Why.
@@ -179,7 +182,12 @@ impl Merged<'_> {
         content::copy(&from, &file)?;
         let (seconds, nanoseconds) = entry.meta.mtime;
         futimens(&file, &TimeSpec::UTIME_NOW, &TimeSpec::new(seconds, nanoseconds))?;
-        Ok(fchmod(&file, Mode::from_bits_truncate(entry.meta.mode & 0o777))?)
+        fchmod(&file, Mode::from_bits_truncate(entry.meta.mode & 0o777))?;
+        match self.journal {
+            // Apply makes it a link of another one: nobody else's change is in its way.
+            Some(journal) if entry.meta.links > 1 => journal.note(Deed::Wrote, &[fstat(&file)?.into()]),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -207,8 +215,9 @@ pub(super) fn copy(
     run: &str,
     (path, destination): (&Path, Option<&Path>),
     hidden: &BTreeSet<PathBuf>,
+    journal: &Journal,
 ) -> Result<Vec<LeftOut>, Error> {
-    let mut merged = Merged { upper, workspace, hidden };
+    let mut merged = Merged { upper, workspace, hidden, journal: destination.is_none().then_some(journal) };
     let own = &own_name(run);
     let wanted = merged.find(path)?;
     let shown = destination.unwrap_or(path);

@@ -182,7 +182,7 @@ impl Run {
         let path = self.inside(path)?;
         let hidden = hidden.iter().map(|path| self.inside(path)).collect::<Result<BTreeSet<_>, _>>()?;
         let (mut upper, mut workspace) = (self.open_upper()?, self.open_workspace()?);
-        artifact::copy(&mut upper, &mut workspace, &self.id, (&path, destination), &hidden)
+        artifact::copy(&mut upper, &mut workspace, &self.id, (&path, destination), &hidden, &self.open_journal()?)
     }
 
     /// Takes out of the workspace what an interrupted apply left unfinished there, and gives folders the permissions back that

@@ -133,3 +133,16 @@ fn another_folder_in_the_place_of_one_that_stays_is_not_what_the_command_saw() {
     let changes = apply(&mut run, &[]);
     assert!(lines(&changes).contains(&"M d/f".to_owned()) && changes.iter().all(|change| !change.conflict));
 }
+
+#[test]
+fn an_artifact_in_the_workspace_is_nobody_elses_change() {
+    let (_folder, store, workspace) = case();
+    let mut run = store.create(&workspace).unwrap();
+    fs::create_dir(run.upper().join("out")).unwrap();
+    fs::write(run.upper().join("out/one"), "new").unwrap();
+    fs::hard_link(run.upper().join("out/one"), run.upper().join("out/two")).unwrap();
+    assert_eq!(run.artifact(Path::new("out"), None, &[]).unwrap(), []);
+    assert_eq!(lines(&apply(&mut run, &[])), ["M out/two"]);
+    let inode = |name: &str| std::os::unix::fs::MetadataExt::ino(&fs::metadata(workspace.join(name)).unwrap());
+    assert_eq!(inode("out/one"), inode("out/two"));
+}
