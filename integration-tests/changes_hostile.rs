@@ -299,6 +299,31 @@ fn apply_that_is_killed_anywhere_can_be_run_again() {
 }
 
 #[test]
+fn a_file_system_with_plain_renames_alone_is_enough() {
+    let Some(strace) = tool("strace") else { return };
+    for inject in [&["renameat2:error=EINVAL"][..], &["renameat2:error=EINVAL", "linkat:error=EPERM"]] {
+        let prepare = "mkdir -p typed d; echo 1 >typed/f; echo 1 >d/f; echo 1 >file; echo 1 >changed";
+        let script = "rm -r typed; echo 2 >typed; rm file; mkdir -p file/new; echo 2 >changed; echo 2 >n1; ln n1 n2; ln -s x link; \
+                      mkdir -p out/sub; echo 2 >out/sub/f; rm -r d";
+        let (mut plain, mut whole) = (Job::new(Caller::Own, prepare), Job::new(Caller::Own, prepare));
+        if !plain.run(script) || !whole.run(script) {
+            return;
+        }
+        whole.changes(&["apply", "last"]).expect_code(0);
+        let mut apply = Shannot::through(Caller::Own, &strace, ["-qq", "-o", "/dev/null"]);
+        for inject in inject {
+            apply = apply.args(["-e", &format!("inject={inject}")]);
+        }
+        let apply = apply.args([binary()]).args(["changes", "apply", "last"]);
+        apply.env("XDG_STATE_HOME", plain.state.to_str().unwrap()).output().expect_code(0);
+        let texts =
+            |job: &Job| outside(Caller::Own, &job.workspace, LIST).stdout.split("links\n").next().unwrap().to_owned();
+        assert_eq!(texts(&plain), texts(&whole), "{inject:?}");
+        plain.changes(&["show", "last"]).expect_code(0);
+    }
+}
+
+#[test]
 fn no_folder_stays_open_that_was_opened_to_be_looked_into() {
     for caller in callers() {
         let mode = |job: &Job, path: &str| fs::metadata(job.workspace.join(path)).unwrap().mode() & 0o7777;

@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat, renameat2};
 use nix::sys::stat::{Mode, fchmod, fstat, futimens, mkdirat};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, fchown, fchownat, geteuid, linkat, symlinkat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, geteuid, linkat, symlinkat, unlinkat};
 
 use super::change::{Change, ChangeKind, Node};
 use super::content;
@@ -241,11 +241,21 @@ fn link(tree: &mut Tree, path: &Path, identity: (u64, u64), folder: BorrowedFd<'
     }
 }
 
-/// renameat2(2), RENAME_NOREPLACE, where the file system has it.
+/// renameat2(2), RENAME_NOREPLACE, where the file system has it. NFS has not, but links, which replace nothing either.
 pub(super) fn rename_to_new(folder: BorrowedFd<'_>, name: &OsStr, new: &OsStr) -> nix::Result<()> {
     match renameat2(folder, name, folder, new, RenameFlags::RENAME_NOREPLACE) {
-        Err(Errno::EINVAL | Errno::ENOSYS) => renameat(folder, name, folder, new),
-        result => result,
+        Err(Errno::EINVAL | Errno::ENOSYS) => {}
+        result => return result,
+    }
+    match linkat(folder, name, folder, new, AtFlags::empty()) {
+        Ok(()) => unlinkat(folder, name, UnlinkatFlags::NoRemoveDir),
+        Err(Errno::EEXIST) => Err(Errno::EEXIST),
+        // A folder has one name, and some file systems have no links.
+        Err(_) => match meta_at(folder, new) {
+            Err(Errno::ENOENT) => renameat(folder, name, folder, new),
+            Ok(_) => Err(Errno::EEXIST),
+            Err(errno) => Err(errno),
+        },
     }
 }
 
