@@ -9,10 +9,10 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat};
+use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, OFlag, openat};
 use nix::libc;
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat, mkdirat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use super::{Error, read};
 use crate::host::open_without_links;
@@ -128,14 +128,24 @@ fn try_share(folder: &OwnedFd) -> nix::Result<Flock<OwnedFd>> {
     if identity(fstat(lock.as_fd())?) == identity(named) { Ok(lock) } else { Err(Errno::ESTALE) }
 }
 
-/// One that is there stays as it is.
+/// One that is there stays as it is. It appears with its text: an empty one would keep git from working, also after a kill.
 fn create(folder: &OwnedFd, name: &str, text: &[u8]) -> nix::Result<()> {
-    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-    match openat(folder, name, flags, Mode::from_bits_truncate(0o644 | OURS)) {
-        Ok(file) => File::from(file).write_all(text).map_err(|error| sys::errno_of(&error)),
-        Err(Errno::EEXIST) => Ok(()),
-        Err(errno) => Err(errno),
-    }
+    let (flags, mode) = (OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::from_bits_truncate(0o644 | OURS));
+    let fill = |file: OwnedFd| {
+        let mut file = File::from(file);
+        file.write_all(text).map(|()| file).map_err(|error| sys::errno_of(&error))
+    };
+    let linked = openat(folder, ".", flags | OFlag::O_TMPFILE, mode)
+        .and_then(fill)
+        .and_then(|file| linkat(AT_FDCWD, &sys::proc_path(&file), folder, name, AtFlags::AT_SYMLINK_FOLLOW));
+    let made = match linked {
+        // Not every file system has files without names, nor every host a /proc.
+        Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::ENOENT | Errno::EINVAL) => {
+            openat(folder, name, flags | OFlag::O_CREAT | OFlag::O_EXCL, mode).and_then(fill).map(drop)
+        }
+        linked => linked,
+    };
+    if made == Err(Errno::EEXIST) { Ok(()) } else { made }
 }
 
 #[cfg(test)]
