@@ -183,6 +183,45 @@ fn no_folder_around_what_git_follows_can_be_replaced() {
 }
 
 #[test]
+fn links_that_a_job_swaps_in_show_the_next_one_nothing() {
+    for caller in callers() {
+        let job = Job::new(caller);
+        let module = job.workspace.join(".git/modules/m");
+        fs::create_dir_all(module.join("hooks")).unwrap();
+        fs::write(module.join("HEAD"), "ref: x\n").unwrap();
+        fs::write(module.join("config"), "").unwrap();
+        symlink(&job.home, job.workspace.join(".git/link")).unwrap();
+        own_all(&job.workspace, caller);
+        // As a job does that ran before there was anything to guard.
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (link, hooks) = (job.workspace.join(".git/link"), module.join("hooks"));
+                let exchange = nix::fcntl::RenameFlags::RENAME_EXCHANGE;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    nix::fcntl::renameat2(nix::fcntl::AT_FDCWD, &link, nix::fcntl::AT_FDCWD, &hooks, exchange)
+                        .unwrap_or_default();
+                    std::thread::sleep(std::time::Duration::from_micros(1500));
+                }
+            });
+            let look = format!(
+                "cat {0}/.ssh/id_ed25519; grep ' {0} ' /proc/self/mountinfo | grep -v tmpfs",
+                job.home.display()
+            );
+            let start = std::time::Instant::now();
+            let mut ran = 0;
+            while start.elapsed() < std::time::Duration::from_secs(4) {
+                let result = job.sh(&["run", "-p", "ci"], &look);
+                assert!(!result.stdout.contains("precious") && result.stdout.is_empty(), "{result:?}");
+                ran += u32::from(result.code != 125);
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            println!("{ran} ran");
+        });
+    }
+}
+
+#[test]
 fn tokens_are_shown_in_no_configuration_of_a_repository() {
     for caller in callers() {
         let job = Job::new(caller);

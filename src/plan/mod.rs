@@ -12,6 +12,7 @@ mod ladder;
 mod limits;
 mod render;
 mod root;
+mod step;
 mod view;
 
 use std::collections::BTreeMap;
@@ -37,7 +38,7 @@ pub use executables::Executables;
 pub use in_place::{InPlace, Mappings, Scratch};
 pub use ladder::Rung;
 pub use limits::{CgroupPlan, CgroupSetting, wanted_controllers};
-pub use root::{Attributes, DEVICES, PROC_MASKED_FILES, PROC_MASKED_FOLDERS, ProcCover, RootRules, Skipped, Step};
+pub use step::{Attributes, DEVICES, PROC_MASKED_FILES, PROC_MASKED_FOLDERS, ProcCover, RootRules, Skipped, Step};
 
 /// Everything that will be done, in the order in which it will be done.
 #[derive(Debug, Clone, Serialize)]

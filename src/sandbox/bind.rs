@@ -20,14 +20,15 @@ use crate::sys;
 impl NewRoot<'_> {
     /// A source at its target.
     pub(super) fn bind(&mut self, index: usize, step: &Step, source: &CStr) -> Result<(), Fault> {
-        let Step::Bind { target, directory, attributes, cover, identity, .. } = step else { return Ok(()) };
+        let Step::Bind { target, directory, attributes, cover, identity, exact, .. } = step else { return Ok(()) };
         let node = if *directory { Node::Directory } else { Node::File };
         let tree = self.open_source(source).at_index(Stage::Source, index)?;
         let found = self.check_source(&tree).at_index(Stage::Source, index)?;
         if let Some(planned) = identity {
             check_planned(&tree, found, *planned).at_index(Stage::Source, index)?;
         }
-        self.attach(index, &tree, target, node, *attributes, *cover)
+        let to = if *exact { self.place_of(index, target)? } else { self.place(index, target, node, None)?.fd };
+        self.attach_to(index, &tree, &to, node, *attributes, *cover)
     }
 
     fn open_source(&mut self, source: &CStr) -> nix::Result<OwnedFd> {
@@ -73,10 +74,22 @@ impl NewRoot<'_> {
         cover: Option<ProcCover>,
     ) -> Result<(), Fault> {
         let to = self.place(index, target, node, None)?.fd;
+        self.attach_to(index, tree, &to, node, attributes, cover)
+    }
+
+    fn attach_to(
+        &mut self,
+        index: usize,
+        tree: &OwnedFd,
+        to: &OwnedFd,
+        node: Node,
+        attributes: Attributes,
+        cover: Option<ProcCover>,
+    ) -> Result<(), Fault> {
         if self.plan.mount_api && cover.is_none_or(|cover| cover == ProcCover::Nothing) {
             self.set_attributes(index, tree, attributes)?;
             return sys::attach_tree(tree.as_fd(), to.as_fd())
-                .map_err(|errno| if errno == Errno::EINVAL { mismatch(tree, &to) } else { errno })
+                .map_err(|errno| if errno == Errno::EINVAL { mismatch(tree, to) } else { errno })
                 .at_index(Stage::Mount, index);
         }
         let name = self.make_scratch(node).at_index(Stage::Mount, index)?;
@@ -94,8 +107,8 @@ impl NewRoot<'_> {
             let proc = self.open_scratch(&name).at_index(Stage::Mount, index)?;
             self.cover_proc(&proc, cover).at_index(Stage::Mount, index)?;
         }
-        self.move_to(&name, &to)
-            .map_err(|errno| if errno == Errno::EINVAL { mismatch(tree, &to) } else { errno })
+        self.move_to(&name, to)
+            .map_err(|errno| if errno == Errno::EINVAL { mismatch(tree, to) } else { errno })
             .at_index(Stage::Mount, index)
     }
 

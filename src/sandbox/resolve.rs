@@ -96,6 +96,21 @@ pub(super) fn look_up(root: impl AsFd, path: &Path, lookup: Lookup) -> nix::Resu
     }
 }
 
+/// Opens `path` under `root` with O_PATH. ELOOP for one with a link in it.
+pub(super) fn look_up_exactly(root: impl AsFd, path: &Path) -> nix::Result<OwnedFd> {
+    let mut here = openat(root.as_fd(), ".", PATH_ONLY, Mode::empty())?;
+    for name in components(path) {
+        if name == ".." {
+            return Err(Errno::ELOOP);
+        }
+        here = openat(&here, name.as_os_str(), PATH_ONLY | OFlag::O_NOFOLLOW, Mode::empty())?;
+        if kind(&fstat(&here)?) == SFlag::S_IFLNK {
+            return Err(Errno::ELOOP);
+        }
+    }
+    Ok(here)
+}
+
 /// openat2's RESOLVE_IN_ROOT by hand: one component at a time, links read and queued, `..` along our own stack.
 fn walk(root: BorrowedFd<'_>, path: &Path, follow_last: bool) -> nix::Result<OwnedFd> {
     let mut stack = vec![openat(root, ".", PATH_ONLY, Mode::empty())?];

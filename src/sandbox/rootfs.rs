@@ -14,7 +14,7 @@ use nix::unistd::{chdir, chroot, fchdir, pivot_root, symlinkat};
 use super::classic;
 use super::failure::{At, Fault, Stage};
 use super::prepare::Prepared;
-use super::resolve::{Lookup, Making, Node, Place, Unresolved, find_or_make, kind, look_up};
+use super::resolve::{Lookup, Making, Node, Place, Unresolved, find_or_make, kind, look_up, look_up_exactly};
 use super::special::cover;
 use super::submounts::Submounts;
 use crate::plan::{Plan, ProcCover, Step};
@@ -170,6 +170,11 @@ impl<'a> NewRoot<'a> {
         mode: Option<u32>,
     ) -> Result<Place, Fault> {
         self.find(index, target, node, self.making(mode, node))
+    }
+
+    /// A target that must be there, with no link on the way.
+    pub(super) fn place_of(&self, index: usize, target: &SandboxPath) -> Result<OwnedFd, Fault> {
+        look_up_exactly(&self.root, target.as_path()).at_index(Stage::Target, index)
     }
 
     /// What is made where a target is missing; the mode is the target's, if it is chosen.
