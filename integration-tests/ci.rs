@@ -356,6 +356,15 @@ fn caches_are_kept_by_name_and_mode() {
             run("npm", "true").expect_code(125).expect_stderr("another user");
             own_all(&job.home, caller);
         }
+        let open = job.home.join("open");
+        fs::create_dir(&open).unwrap();
+        fs::set_permissions(&open, PermissionsExt::from_mode(0o777)).unwrap();
+        let shared = job.run(&["run", "-p", "ci", "--cache", "pip", "--", "true"]);
+        shared
+            .env("XDG_CACHE_HOME", open.join("c").to_str().unwrap())
+            .output()
+            .expect_code(125)
+            .expect_stderr("another user");
         let home = job.home.join("elsewhere").display().to_string();
         let words = ["run", "-p", "ci", "--env", &format!("HOME={home}"), "--cache", "npm:ro"];
         job.sh(&words, "echo ~; cat ~/.npm/a").expect_code(0).expect_stdout(&format!("{home}\n1\n"));

@@ -106,6 +106,10 @@ fn a_shells_profile_comes_from_the_runner_and_never_from_the_workspace() {
         fs::create_dir(work.join(".git")).unwrap();
         own(scratch.path(), caller);
         below(&home, &work.join("open.json")).expect_code(125).expect_stderr("lies in the workspace");
+        // A job can make one of its own further in.
+        fs::create_dir(part.join(".git")).unwrap();
+        own(&part.join(".git"), caller);
+        below(&home, &work.join("open.json")).expect_code(125).expect_stderr("lies in the workspace");
         below(&fake, Path::new("ci")).expect_code(125).expect_stderr("lies in the workspace");
         fs::remove_dir_all(fake.join(".config")).unwrap();
         below(&fake, Path::new("lint")).expect_code(125).expect_stderr("cannot use HOME=");

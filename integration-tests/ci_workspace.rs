@@ -253,6 +253,37 @@ fn tokens_are_shown_in_no_configuration_of_a_repository() {
 }
 
 #[test]
+fn a_repository_whose_work_is_elsewhere_is_not_guarded_by_halves() {
+    let job = Job::new(Caller::Own);
+    let elsewhere = job.home.join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    for (key, value) in [("core.worktree", elsewhere.to_str().unwrap()), ("core.bare", "true")] {
+        git(&job.workspace, &["config", key, value]);
+        job.sh(&["run", "-p", "ci"], "true").expect_code(125).expect_stderr("core.worktree or core.bare");
+        job.sh(&["run", "-p", "ci", "--workspace-mode", "ro"], "true").expect_code(0);
+        git(&job.workspace, &["-c", "core.bare=false", "config", "--unset", key]);
+    }
+    job.sh(&["run", "-p", "ci"], "true").expect_code(0);
+}
+
+#[test]
+fn a_configuration_that_the_host_changes_meanwhile_is_named() {
+    let job = Job::new(Caller::Own);
+    let mut run =
+        job.run(&["run", "-p", "ci", "--", "sh", "-c", "touch started; while test -e started; do sleep 0.05; done"]);
+    let child = run.command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let started = job.workspace.join("started");
+    while !started.exists() {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    git(&job.workspace, &["config", "a.b", "c"]);
+    fs::remove_file(&started).unwrap();
+    let result = Result::new(child.wait_with_output().unwrap()).expect_code(0);
+    result.expect_stderr(".git/config was changed on the host meanwhile");
+    assert_eq!(job.sh(&["run", "-p", "ci"], "true").expect_code(0).stderr, "");
+}
+
+#[test]
 fn names_that_a_job_has_made_do_not_reach_the_terminal() {
     for caller in callers() {
         let job = Job::new(caller);

@@ -163,6 +163,8 @@ pub(super) fn visible(text: &str) -> String {
 
 /// A line on stderr, in one piece. If that fails there is nowhere left to say so.
 pub(super) fn note(text: &str) {
+    let text: Vec<String> = text.lines().map(visible).collect();
+    let text = text.join("\n");
     if io::stderr().write_all(format!("{text}\n").as_bytes()).is_err() {}
 }
 

@@ -97,9 +97,15 @@ fn run_known(
     known: &mut Known,
 ) -> Result<u8, Complaint> {
     let (mut policy, _secrets) = policy(common, options, command, known)?;
-    let _prepared = Prepared::new(&mut policy)?;
+    let prepared = Prepared::new(&mut policy)?;
     let kept = Kept::new(&mut policy, &options.artifact)?;
     let ran = run_kept(common, options, &policy, voice, known);
+    for path in prepared.changed() {
+        note(&format!(
+            "shannot: {} was changed on the host meanwhile, and the job could then change it too: look at it before git does",
+            path.display()
+        ));
+    }
     match kept {
         Some(kept) => kept.finish(ran),
         None => ran,

@@ -23,7 +23,13 @@ enum Opened {
 impl Secrets {
     /// `NAME=fd:N` or `NAME=file:PATH`.
     pub(super) fn open(words: &[OsString]) -> Result<Self, Complaint> {
-        words.iter().map(open_secret).collect::<Result<_, _>>().map(Self)
+        let secrets: Vec<(String, Opened)> = words.iter().map(open_secret).collect::<Result<_, _>>()?;
+        for (index, (name, _)) in secrets.iter().enumerate() {
+            if secrets.iter().take(index).any(|(other, _)| other == name) {
+                return Err(Complaint::plain("secret", format!("the secret {name} is named twice")));
+            }
+        }
+        Ok(Self(secrets))
     }
 
     pub(super) fn numbers(&self) -> Vec<(String, RawFd)> {

@@ -23,6 +23,9 @@ const DEFAULT_PROFILE: &str = "ci";
 
 /// Long options of shells that have a word of their own behind them (bash(1)).
 const WITH_WORD: &[&str] = &["--rcfile", "--init-file"];
+/// Those with one dash that look like several options of one letter.
+const LONG: &[&[u8]] =
+    &[b"-rcfile", b"-norc", b"-noprofile", b"-login", b"-verbose", b"-noediting", b"-debugger", b"-help"];
 
 /// The program `shannot-sh`, with the process's own arguments. Gives its exit code.
 pub fn main() -> u8 {
@@ -99,13 +102,14 @@ pub(super) fn check_origin(profile: &Profile, policy: &Policy, caller: &Caller) 
     }
 }
 
-/// The folder above the current one that is a repository's. None that holds the caller's home: people keep their
-/// configuration in one.
+/// The outermost folder around the current one that is a repository's, since a job can make one further in. None that holds the
+/// caller's home: people keep their configuration in one.
 fn checkout() -> Option<PathBuf> {
     let cwd = std::env::current_dir().ok()?;
-    let top = cwd.ancestors().find(|folder| folder.join(".git").symlink_metadata().is_ok())?;
     let home = home_in_passwd().and_then(|home| home.canonicalize().ok());
-    home.is_none_or(|home| !home.starts_with(top)).then(|| top.to_owned())
+    let holds_home = |folder: &Path| home.as_ref().is_some_and(|home| home.starts_with(folder));
+    let below = cwd.ancestors().take_while(|folder| !holds_home(folder));
+    below.filter(|folder| folder.join(".git").symlink_metadata().is_ok()).last().map(Path::to_owned)
 }
 
 /// The script that a shell of the command line is given is shown, wherever it lies: CI systems put it beside the workspace.
@@ -150,7 +154,10 @@ fn script(arguments: &[OsString]) -> Option<&OsStr> {
             }
             continue;
         }
-        if bytes.contains(&b'c') || bytes.contains(&b's') {
+        // bash takes its long options with one dash too, some of which have a word of their own.
+        let is_cluster =
+            bytes.iter().skip(1).all(u8::is_ascii_alphabetic) && !LONG.iter().any(|long| bytes.ends_with(long));
+        if !is_cluster || bytes.contains(&b'c') || bytes.contains(&b's') {
             return None;
         }
         // `-eo pipefail`
@@ -183,7 +190,17 @@ mod tests {
         ] {
             assert_eq!(operand(line).as_deref(), Some("x.sh"), "{line}");
         }
-        for line in ["-c x.sh", "-ec x.sh", "-euo pipefail -c x.sh", "-s x.sh", "", "-", "-e"] {
+        for line in [
+            "-rcfile y x.sh",
+            "-init-file y x.sh",
+            "-c x.sh",
+            "-ec x.sh",
+            "-euo pipefail -c x.sh",
+            "-s x.sh",
+            "",
+            "-",
+            "-e",
+        ] {
             assert_eq!(operand(line), None, "{line}");
         }
     }

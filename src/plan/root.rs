@@ -102,8 +102,11 @@ fn as_called(policy: &Policy, path: &Path, found: Found) -> io::Result<Found> {
     if is_plain && found.path != path { Err(Errno::ELOOP.into()) } else { Ok(found) }
 }
 
-fn is_in(path: &SandboxPath, folder: &SandboxPath) -> bool {
-    path != folder && !folder.is_root() && path.is_under(folder)
+/// A bind of something to its own place in what the steps show already.
+fn is_over_itself(steps: &[Step], source: &Path, target: &SandboxPath) -> bool {
+    let is_in = |folder: &SandboxPath| target != folder && !folder.is_root() && target.is_under(folder);
+    let mut shown = steps.iter().filter(|step| matches!(step, Step::Bind { .. } | Step::Overlay { .. }));
+    source == target.as_path() && shown.any(|step| is_in(step.target()))
 }
 
 /// The workspace, and the administrative folders of its repository: jobs before this one, and beside it, write there.
@@ -203,10 +206,7 @@ fn add_bind(
     // Where a link is always followed, it need not be looked at.
     let follow = policy.bubblewrap.is_some();
     let mut kind = if follow { host.files.target_kind(source) } else { host.files.kind(source) };
-    // Over itself, in what is shown already.
-    let is_shown =
-        |step: &Step| matches!(step, Step::Bind { .. } | Step::Overlay { .. }) && is_in(target, step.target());
-    let exact = *source == target.as_path() && is_written(policy, source) && root.steps.iter().any(is_shown);
+    let exact = is_over_itself(&root.steps, source, target) && is_written(policy, source);
     if let Ok(Kind::Link(text)) = &kind {
         if exact {
             return Err(cannot_bind(Errno::ELOOP.into()));

@@ -3,8 +3,10 @@
 //! if it says itself that it belongs to this workspace.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs::{self, Metadata};
 use std::io::{self, ErrorKind};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::document::{WorkspaceEntry, WorkspaceMode};
@@ -136,6 +138,9 @@ impl<'a> Repository<'a> {
             return Err(format!("{} is a link: what git would follow it to can't be kept as it is", git.display()));
         }
         self.show(&git, Access::ReadOnly)?;
+        if metadata.len() > LONGEST_LINK {
+            return Err(format!("{} is longer than any that git makes", git.display()));
+        }
         let Some(folder) = link(&git, "gitdir: ").map(|path| self.workspace.join(path)) else { return Ok(()) };
         let Ok(folder) = folder.canonicalize() else { return Ok(()) };
         if folder.starts_with(self.workspace) {
@@ -276,7 +281,9 @@ fn link(file: &Path, prefix: &str) -> Option<PathBuf> {
     if !metadata.is_file() || metadata.len() > LONGEST_LINK {
         return None;
     }
-    let text = fs::read_to_string(file).ok()?;
-    let path = text.strip_prefix(prefix)?.trim_end_matches(['\n', '\r']);
-    (!path.is_empty() && !path.contains('\0')).then(|| PathBuf::from(path))
+    let text = fs::read(file).ok()?;
+    let path = text.strip_prefix(prefix.as_bytes())?;
+    let end = path.iter().rposition(|byte| !matches!(byte, b'\n' | b'\r'))?;
+    let path = path.get(..=end).filter(|path| !path.contains(&0))?;
+    Some(OsStr::from_bytes(path).into())
 }

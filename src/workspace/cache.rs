@@ -10,6 +10,7 @@ use nix::sys::stat::{Mode, fstat, mkdirat};
 use nix::unistd::geteuid;
 
 use super::Error;
+use crate::host::safe_folder;
 use crate::policy::{Cache, Policy};
 
 const FOLDER: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
@@ -47,8 +48,8 @@ fn make_one(cache: &Cache, workspace: Option<&Path>) -> nix::Result<()> {
         return Err(Errno::EXDEV);
     }
     let mut folder = open(&base, FOLDER, Mode::empty())?;
-    // Who owns the first folder can put another one in its place.
-    if fstat(&folder)?.st_uid != geteuid().as_raw() {
+    // Who can change a folder on the way can put another one in its place.
+    if safe_folder(&base).is_none() || fstat(&folder)?.st_uid != geteuid().as_raw() {
         return Err(Errno::EPERM);
     }
     for component in cache.below.components() {

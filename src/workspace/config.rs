@@ -58,7 +58,7 @@ fn without_tokens(config: &str) -> String {
             // A key may stand behind its section.
             let (header, rest) = line.split_at(end_of_header(line));
             is_credential = header.trim_start().to_ascii_lowercase().starts_with("[credential");
-            clean.push_str(header);
+            clean.push_str(&without_userinfo(header));
             entry = rest;
         }
         let key = entry.split('=').next().unwrap_or_default().to_ascii_lowercase();
@@ -66,7 +66,8 @@ fn without_tokens(config: &str) -> String {
         let is_secret = goes_on
             || !is_empty && is_credential
             || SECRET_KEYS.iter().any(|secret| key.contains(secret))
-            || key.contains("proxy") && entry.contains('@');
+            || key.contains("proxy") && entry.contains('@')
+            || key.contains("sshcommand") && entry.contains("pass");
         // A backslash at its end goes on with the line.
         goes_on = is_secret && entry.trim_end_matches(['\n', '\r']).ends_with('\\');
         if !is_secret {
@@ -94,7 +95,7 @@ fn end_of_header(line: &str) -> usize {
 }
 
 /// Parts of the names of keys.
-const SECRET_KEYS: &[&str] = &["extraheader", "password", "token", "cookie"];
+const SECRET_KEYS: &[&str] = &["extraheader", "pass", "token", "cookie", "secret"];
 
 #[cfg(test)]
 mod tests {
@@ -104,11 +105,13 @@ mod tests {
                       [remote \"origin\"]\n\turl = https://gitlab-ci-token:glcbt@gitlab.example.org/a/b.git\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n\
                       [remote \"x\"]\n\turl = git@github.com:a/b.git\n[credential \"https://example.org\"]\n\tusername = me\n\
                       \thelper = \"!f() { echo password=TOKEN; }; f\"\n[http]\n\tproxy = user:pw@proxy:80\n\tsslVerify = true\n\
-                      [http \"https://[::1]/\"] extraheader = abc\n[a \"]\"] b = 1\n";
+                      [http \"https://[::1]/\"] extraheader = abc\n[a \"]\"] b = 1\n\
+                      [url \"https://oauth2:abc@h/\"]\n\tinsteadOf = https://h/\n[sendemail]\n\tsmtpPass = abc\n";
         let clean = "[core]\n\tbare = false\n[http \"https://github.com/\"]\n\
                      [remote \"origin\"]\n\turl = https://gitlab.example.org/a/b.git\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n\
                      [remote \"x\"]\n\turl = git@github.com:a/b.git\n[credential \"https://example.org\"]\n[http]\n\tsslVerify = true\n\
-                     [http \"https://[::1]/\"]\n[a \"]\"] b = 1\n";
+                     [http \"https://[::1]/\"]\n[a \"]\"] b = 1\n\
+                     [url \"https://h/\"]\n\tinsteadOf = https://h/\n[sendemail]\n";
         assert_eq!(super::without_tokens(config), clean);
         assert_eq!(super::without_tokens(clean), clean);
     }

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -37,16 +37,19 @@ const PAUSE: Duration = Duration::from_millis(1);
 
 #[derive(Debug)]
 pub(super) struct Guards {
-    _held: Vec<Guard>,
+    held: Vec<(PathBuf, Guard)>,
 }
 
 impl Guards {
     /// Makes what is missing.
     pub(super) fn make(policy: &mut Policy) -> Result<Self, Error> {
-        let Some(workspace) = &policy.workspace else { return Ok(Self { _held: Vec::new() }) };
-        let guards = workspace.guards.iter();
-        let held = guards.map(|folder| Guard::make(folder).map_err(|errno| Error::new("guard", folder, errno)));
-        let held = held.collect::<Result<_, _>>()?;
+        let Some(workspace) = &policy.workspace else { return Ok(Self { held: Vec::new() }) };
+        let mut held = Vec::new();
+        for folder in &workspace.guards {
+            let failed = |errno| Error::new("guard", folder, errno);
+            refuse_elsewhere(folder, &workspace.path)?;
+            held.push((folder.clone(), Guard::make(folder).map_err(failed)?));
+        }
         let is_guarded = |path: &Path| workspace.guards.iter().any(|guarded| path.starts_with(guarded));
         for op in &mut policy.fs {
             match op {
@@ -55,7 +58,42 @@ impl Guards {
                 _ => {}
             }
         }
-        Ok(Self { _held: held })
+        Ok(Self { held })
+    }
+
+    /// Configurations that somebody on the host has changed meanwhile: a file that is renamed over another takes the mounts on it
+    /// away in every mount namespace (mount_namespaces(7)), so that the job could then change the new one.
+    pub(super) fn changed(&self) -> Vec<PathBuf> {
+        let changed = |(path, guard): &(PathBuf, Guard)| {
+            let names = CONFIGS.iter().zip(&guard.configs);
+            let names = names.filter(|(name, before)| version(&guard.folder, name) != **before);
+            names.map(|(name, _)| path.join(name)).collect::<Vec<_>>()
+        };
+        self.held.iter().flat_map(changed).collect()
+    }
+}
+
+/// Where there is a `commondir`, git heeds neither `core.worktree` nor `core.bare` (its setup.c): it would work on another folder
+/// while a job runs. Submodules have a worktree where git looks for it anyway.
+fn refuse_elsewhere(folder: &Path, workspace: &Path) -> Result<(), Error> {
+    let held = open_without_links(folder).map_err(|errno| Error::new("guard", folder, errno))?;
+    let config = read(&held, "config").map_err(|errno| Error::new("read", &folder.join("config"), errno))?;
+    let config = config.unwrap_or_default();
+    let is_here = |value: &str| folder.join(value.trim_matches('"')).canonicalize().is_ok_and(|path| path == workspace);
+    let is_submodule = folder.components().any(|part| part.as_os_str() == "modules");
+    let says = |line: &str| {
+        let (key, value) = line.split_once('=').unwrap_or((line, ""));
+        let (key, value) = (key.trim().to_ascii_lowercase(), value.trim());
+        key == "worktree" && !is_submodule && !is_here(value) || key == "bare" && value.eq_ignore_ascii_case("true")
+    };
+    match config.lines().any(says) {
+        true => Err(Error {
+            hint: Some(
+                "its core.worktree or core.bare says that the work is elsewhere: take --workspace-mode overlay or ro",
+            ),
+            ..Error::new("guard", folder, Errno::EOPNOTSUPP)
+        }),
+        false => Ok(()),
     }
 }
 
@@ -64,6 +102,16 @@ struct Guard {
     folder: OwnedFd,
     /// Taken out where it is dropped.
     lock: Option<Flock<OwnedFd>>,
+    /// Which files the configurations were, and when they were changed.
+    configs: [Option<Version>; 2],
+}
+
+/// Device, inode, and the time of its last change (seconds, nanoseconds).
+type Version = (u64, u64, i64, i64);
+
+fn version(folder: &OwnedFd, name: &str) -> Option<Version> {
+    let stat = fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW).ok()?;
+    Some((stat.st_dev, stat.st_ino, stat.st_ctime, stat.st_ctime_nsec))
 }
 
 impl Guard {
@@ -71,12 +119,13 @@ impl Guard {
     fn make(path: &Path) -> nix::Result<Self> {
         let folder = open_without_links(path)?;
         let lock = share(&folder)?;
-        let guard = Self { folder, lock: Some(lock) };
+        let mut guard = Self { folder, lock: Some(lock), configs: [None; 2] };
         match mkdirat(&guard.folder, HOOKS, Mode::from_bits_truncate(0o755 | OURS)) {
             Ok(()) | Err(Errno::EEXIST) => {}
             Err(errno) => return Err(errno),
         }
         CONFIGS.iter().try_for_each(|name| create(&guard.folder, name, b""))?;
+        guard.configs = CONFIGS.map(|name| version(&guard.folder, name));
         Ok(guard)
     }
 }

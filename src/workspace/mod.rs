@@ -43,7 +43,7 @@ impl Error {
 /// What a policy's run relies on, as long as this lives.
 #[derive(Debug)]
 pub struct Prepared {
-    _guards: Guards,
+    guards: Guards,
     /// What the policy reads configurations from.
     _configs: Vec<OwnedFd>,
 }
@@ -56,7 +56,12 @@ impl Prepared {
     pub fn new(policy: &mut Policy) -> Result<Self, Error> {
         cache::make(policy)?;
         let guards = Guards::make(policy)?;
-        Ok(Self { _configs: config::hide_tokens(policy)?, _guards: guards })
+        Ok(Self { _configs: config::hide_tokens(policy)?, guards })
+    }
+
+    /// Configurations of git's that were changed on the host while the command ran, and that it could therefore change too.
+    pub fn changed(&self) -> Vec<PathBuf> {
+        self.guards.changed()
     }
 }
 

@@ -4,17 +4,23 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sched::CloneFlags;
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
-use nix::sys::wait::waitpid;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, pipe2};
 
 use crate::cli::output::Complaint;
 use crate::sys::{self, Side};
+
+/// For a pipe's worth of output, which is all that can be left.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// A pipe, and the process that copies what comes out of it to stdout.
 #[derive(Debug)]
@@ -44,10 +50,18 @@ impl OneStream {
     /// After everything that could write has ended: waits until all of it is on stdout.
     pub(in crate::cli) fn finish(self) -> Result<(), Complaint> {
         drop(self.writer);
-        match waitpid(self.copier, None) {
-            // A caller that ignores SIGCHLD: it is waited for all the same.
-            Ok(_) | Err(Errno::ECHILD) => Ok(()),
-            Err(errno) => Err(failed(errno)),
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match waitpid(self.copier, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) if Instant::now() < until => sleep(PAUSE),
+                Ok(WaitStatus::StillAlive) => {
+                    kill(self.copier, Signal::SIGKILL).map_err(failed)?;
+                    return Err(failed(Errno::ETIMEDOUT).with_hint("nobody reads stdout"));
+                }
+                // A caller that ignores SIGCHLD: it has ended all the same.
+                Ok(_) | Err(Errno::ECHILD) => return Ok(()),
+                Err(errno) => return Err(failed(errno)),
+            }
         }
     }
 }
