@@ -133,7 +133,7 @@ impl PlanError {
                 Some(format!("allowed_commands has: {}. It matches the word as typed", allowed.join(", ")))
             }
             PlanError::Source { .. } => {
-                Some("make the source, or say \"optional\": true to go on without it".to_owned())
+                Some("make the source; a profile can go on without it: \"optional\": true".to_owned())
             }
             PlanError::HostProc(_) => {
                 Some("leave the bind out: a fresh /proc of the sandbox's own processes is mounted by itself".to_owned())

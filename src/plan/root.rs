@@ -222,12 +222,10 @@ fn add_bind(
     let kind = match kind {
         Ok(kind) => kind,
         Err(error) if *optional && error.kind() == io::ErrorKind::NotFound => {
-            let skipped = Skipped {
-                source: Some(source.to_path_buf()),
-                target: (*target).clone(),
-                why: "no such file or directory".into(),
-            };
-            root.skipped.push(skipped);
+            let (source, target) = (Some(source.to_path_buf()), (*target).clone());
+            let skipped = Skipped { source, target, why: "no such file or directory".into() };
+            // What guards git's folders a run makes first, and takes away again.
+            root.skipped.extend(Some(skipped).filter(|_| !exact));
             return Ok(());
         }
         Err(cause) => return Err(cannot_bind(cause)),

@@ -110,7 +110,14 @@ impl Profile {
     pub fn policy(&self, overrides: &Overrides, caller: &Caller) -> Result<Policy, ProfileError> {
         let mut workspace = self.document.workspace.clone();
         overrides.workspace(&mut workspace)?;
-        let lowered = lower::lower(self, workspace.as_ref(), overrides.home(), caller)?;
+        let lowered = lower::lower(self, workspace.as_ref(), overrides.home(), caller);
+        // What the command line names, it is to blame for.
+        let lowered = lowered.map_err(|error| match error {
+            ProfileError::Value { key, reason, .. } if key == "workspace" && overrides.workspace.is_some() => {
+                ProfileError::Option { option: "--workspace".to_owned(), reason, hint: None }
+            }
+            error => error,
+        })?;
         overrides.apply(lowered, caller)
     }
 

@@ -68,8 +68,10 @@ impl Overrides {
     /// Puts the options for the workspace over the profile's.
     pub(super) fn workspace(&self, entry: &mut Option<WorkspaceEntry>) -> Result<(), ProfileError> {
         if let Some(path) = &self.workspace {
-            let text = path.to_str().filter(|text| !text.is_empty());
-            let text = text.ok_or_else(|| refuse("--workspace", format!("{path:?} is no path in UTF-8"), None))?;
+            let text = path.to_str().ok_or_else(|| refuse("--workspace", format!("{path:?} is not UTF-8"), None))?;
+            if text.is_empty() {
+                return Err(refuse("--workspace", "it is empty", None));
+            }
             entry.get_or_insert_default().path = Some(text.to_owned());
         }
         if let Some(mode) = self.workspace_mode {

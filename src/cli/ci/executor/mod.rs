@@ -326,6 +326,12 @@ fn clean(
             .with_hint("set shell = \"bash\" in the runner's config.toml")
             .into());
     };
+    // Those of GitLab's own are never passed on; one of the project's may be missed.
+    let withheld: Vec<&str> =
+        values.iter().map(|(name, _)| name.as_str()).filter(|name| !name.starts_with("CI_")).collect();
+    if !withheld.is_empty() {
+        note(&format!("shannot: withheld from the script, as the profile's env_deny says: {}", withheld.join(", ")));
+    }
     if !found.is_empty() {
         let names: Vec<&str> = found.into_iter().collect();
         note(&format!("shannot: MASKED stands in the script for what is the value of {}", names.join(", ")));
