@@ -331,17 +331,12 @@ fn profiles_are_made_of_others() {
 }
 
 #[test]
-fn caches_are_kept_by_name_and_mode() {
+fn caches_lie_where_nobody_else_writes() {
     for caller in callers() {
         let job = Job::new(caller);
         let run = |cache: &str, script: &str| job.sh(&["run", "-p", "ci", "--cache", cache], script);
-        run("npm,cargo", "echo 1 > ~/.npm/a; echo 2 > ~/.cargo/registry/b; ls -A ~/.cargo").expect_code(0);
+        run("npm", "true").expect_code(0);
         let kept = job.home.join(".cache/shannot");
-        assert_eq!(fs::read_to_string(kept.join("npm/.npm/a")).unwrap(), "1\n");
-        use std::os::unix::fs::{MetadataExt, PermissionsExt};
-        let metadata = fs::metadata(kept.join("cargo/.cargo/registry")).unwrap();
-        let owner = if caller == Caller::Nobody { NOBODY } else { nix::unistd::geteuid().as_raw() };
-        assert_eq!((metadata.permissions().mode() & 0o777, metadata.uid()), (0o700, owner));
         // No link in it leads elsewhere, and none lies where jobs write.
         fs::create_dir(job.home.join("target")).unwrap();
         std::os::unix::fs::symlink(job.home.join("target"), kept.join("pip")).unwrap();
@@ -356,15 +351,52 @@ fn caches_are_kept_by_name_and_mode() {
             run("npm", "true").expect_code(125).expect_stderr("another user");
             own_all(&job.home, caller);
         }
+        // The caller's own links on the way are the caller's business.
+        fs::create_dir(job.home.join("real")).unwrap();
+        std::os::unix::fs::symlink(job.home.join("real"), job.home.join("linked")).unwrap();
+        own_all(&job.home, caller);
+        for below in ["linked", "linked/not/yet"] {
+            let linked = job.run(&[
+                "run",
+                "-p",
+                "ci",
+                "--cache",
+                "pip,npm:overlay",
+                "--",
+                "sh",
+                "-c",
+                "touch ~/.cache/pip/x ~/.npm/x",
+            ]);
+            linked.env("XDG_CACHE_HOME", job.home.join(below).to_str().unwrap()).output().expect_code(0);
+        }
+        assert!(
+            job.home.join("real/shannot/pip/.cache/pip/x").exists()
+                && job.home.join("real/not/yet/shannot/pip/.cache/pip/x").exists()
+        );
         let open = job.home.join("open");
         fs::create_dir(&open).unwrap();
-        fs::set_permissions(&open, PermissionsExt::from_mode(0o777)).unwrap();
+        fs::set_permissions(&open, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
         let shared = job.run(&["run", "-p", "ci", "--cache", "pip", "--", "true"]);
         shared
             .env("XDG_CACHE_HOME", open.join("c").to_str().unwrap())
             .output()
             .expect_code(125)
             .expect_stderr("another user");
+    }
+}
+
+#[test]
+fn caches_are_kept_by_name_and_mode() {
+    for caller in callers() {
+        let job = Job::new(caller);
+        let run = |cache: &str, script: &str| job.sh(&["run", "-p", "ci", "--cache", cache], script);
+        run("npm,cargo", "echo 1 > ~/.npm/a; echo 2 > ~/.cargo/registry/b; ls -A ~/.cargo").expect_code(0);
+        let kept = job.home.join(".cache/shannot");
+        assert_eq!(fs::read_to_string(kept.join("npm/.npm/a")).unwrap(), "1\n");
+        use std::os::unix::fs::{MetadataExt, PermissionsExt};
+        let metadata = fs::metadata(kept.join("cargo/.cargo/registry")).unwrap();
+        let owner = if caller == Caller::Nobody { NOBODY } else { nix::unistd::geteuid().as_raw() };
+        assert_eq!((metadata.permissions().mode() & 0o777, metadata.uid()), (0o700, owner));
         let home = job.home.join("elsewhere").display().to_string();
         let words = ["run", "-p", "ci", "--env", &format!("HOME={home}"), "--cache", "npm:ro"];
         job.sh(&words, "echo ~; cat ~/.npm/a").expect_code(0).expect_stdout(&format!("{home}\n1\n"));

@@ -43,6 +43,8 @@ pub(super) fn add(words: &[String], policy: &mut Policy, caller: &Caller) -> Res
     let home = policy.environment.set.get(OsStr::new("HOME")).map(PathBuf::from);
     let home = home.or_else(|| caller.home.clone()).unwrap_or_default();
     let kept = caller.cache.as_ref().ok_or("there is no place for caches: neither HOME nor XDG_CACHE_HOME is set")?;
+    // Where it is there already.
+    let kept = &kept.canonicalize().unwrap_or_else(|_| kept.clone());
     for word in words.iter().flat_map(|words| words.split(',')) {
         let (name, mode) = match word.split_once(':') {
             None => (word, Mode::Rw),

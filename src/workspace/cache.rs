@@ -2,7 +2,7 @@
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
@@ -11,17 +11,26 @@ use nix::unistd::geteuid;
 
 use super::Error;
 use crate::host::safe_folder;
-use crate::policy::{Cache, Policy};
+use crate::policy::{Cache, FsOp, Policy};
 
 const FOLDER: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
-/// Makes those that are missing.
-pub(super) fn make(policy: &Policy) -> Result<(), Error> {
-    for cache in &policy.caches {
+/// Makes those that are missing. The policy then names them by paths without links, at which nobody else can put others.
+pub(super) fn make(policy: &mut Policy) -> Result<(), Error> {
+    let workspace = policy.workspace.as_ref().map(|workspace| workspace.path.clone());
+    for cache in &mut policy.caches {
         let path = cache.base.join(&cache.below);
         let failed = |errno: Errno| Error { hint: hint(errno), ..Error::new("use the cache", &path, errno) };
-        let workspace = policy.workspace.as_ref().map(|workspace| workspace.path.as_path());
-        make_one(cache, workspace).map_err(failed)?;
+        cache.base = make_one(cache, workspace.as_deref()).map_err(failed)?;
+        let real = cache.base.join(&cache.below);
+        for op in &mut policy.fs {
+            let sources = match op {
+                FsOp::Bind { source, .. } => std::slice::from_mut(source),
+                FsOp::Overlay { sources, .. } => sources.as_mut_slice(),
+                _ => &mut [],
+            };
+            sources.iter_mut().filter(|source| **source == path).for_each(|source| source.clone_from(&real));
+        }
     }
     Ok(())
 }
@@ -39,8 +48,8 @@ fn hint(errno: Errno) -> Option<&'static str> {
     })
 }
 
-/// Not even another user may know what is cached.
-fn make_one(cache: &Cache, workspace: Option<&Path>) -> nix::Result<()> {
+/// The real base. Not even another user may know what is cached.
+fn make_one(cache: &Cache, workspace: Option<&Path>) -> nix::Result<PathBuf> {
     let errno_of = |error: std::io::Error| crate::sys::errno_of(&error);
     DirBuilder::new().recursive(true).mode(0o700).create(&cache.base).map_err(errno_of)?;
     let base = cache.base.canonicalize().map_err(errno_of)?;
@@ -64,5 +73,5 @@ fn make_one(cache: &Cache, workspace: Option<&Path>) -> nix::Result<()> {
             return Err(Errno::EPERM);
         }
     }
-    Ok(())
+    Ok(base)
 }
