@@ -29,7 +29,7 @@ pub fn outside(caller: Caller, folder: &Path, script: &str) -> Result {
 
 pub fn own_all(path: &Path, caller: Caller) {
     if caller == Caller::Nobody {
-        for entry in walk(path).0 {
+        for entry in walk(path, true).0 {
             std::os::unix::fs::lchown(&entry, Some(NOBODY), Some(NOBODY)).unwrap();
         }
     }
@@ -74,17 +74,19 @@ impl Drop for Locked {
 }
 
 /// All paths of a tree, links not followed.
-fn walk(top: &Path) -> (Vec<PathBuf>, Locked) {
+fn walk(top: &Path, opens: bool) -> (Vec<PathBuf>, Locked) {
     let mut found = vec![top.to_owned()];
     let mut locked = Locked::default();
     let mut next = 0;
     while next < found.len() {
         let metadata = fs::symlink_metadata(&found[next]).unwrap();
-        if metadata.is_dir() || metadata.is_file() {
+        if opens && (metadata.is_dir() || metadata.is_file()) {
             locked.open(&found[next], &metadata);
         }
         if metadata.is_dir() {
-            found.extend(fs::read_dir(&found[next]).unwrap().map(|entry| entry.unwrap().path()));
+            let entries = fs::read_dir(&found[next]);
+            assert!(entries.is_ok() || !opens, "{entries:?}");
+            found.extend(entries.into_iter().flatten().map(|entry| entry.unwrap().path()));
         }
         next += 1;
     }
@@ -134,7 +136,8 @@ impl Job {
 
     /// What it printed.
     pub fn output(&mut self, script: &str) -> Option<String> {
-        let before = listing(&self.workspace);
+        // Who opens a folder changes it, and that is a conflict.
+        let before = listing_as(&self.workspace, false);
         let mut run = self.begin();
         let result = self.inside(&run, &format!("umask 022; set -e; {script}"));
         if result.code != 0 && result.stderr.starts_with("bwrap: Can't make overlay") {
@@ -142,7 +145,7 @@ impl Job {
             return None;
         }
         let result = result.expect_code(0);
-        assert_eq!(listing(&self.workspace), before, "changed before it was applied");
+        assert_eq!(listing_as(&self.workspace, false), before, "changed before it was applied");
         run.finish(0).unwrap();
         drop(run);
         self.give_back();
@@ -164,9 +167,14 @@ impl Job {
 
 /// Path, kind and permissions, content or text of everything below a folder; names of the same file as groups.
 pub fn listing(top: &Path) -> BTreeMap<PathBuf, String> {
+    listing_as(top, true)
+}
+
+/// Where nothing may be opened, what is locked is not looked into.
+fn listing_as(top: &Path, opens: bool) -> BTreeMap<PathBuf, String> {
     let mut list = BTreeMap::new();
     let mut names: BTreeMap<u64, PathBuf> = BTreeMap::new();
-    let (mut paths, locked) = walk(top);
+    let (mut paths, locked) = walk(top, opens);
     paths.sort();
     for path in paths {
         let metadata = fs::symlink_metadata(&path).unwrap();
@@ -174,7 +182,7 @@ pub fn listing(top: &Path) -> BTreeMap<PathBuf, String> {
             fs::read_link(&path).unwrap().display().to_string()
         } else if metadata.is_file() {
             let first = names.entry(metadata.ino()).or_insert_with(|| path.clone());
-            format!("{:?} {:?}", fs::read(&path).unwrap(), first.strip_prefix(top).unwrap())
+            format!("{:?} {:?}", fs::read(&path).ok(), first.strip_prefix(top).unwrap())
         } else {
             String::new()
         };

@@ -103,12 +103,13 @@ fn what_an_author_puts_into_the_runners_own_stages_stays_in_the_jobs_folder() {
         let hook = format!(
             "echo in; cat {secret} && echo GOT; touch {home}/made; cat /etc/shadow && echo GOT; \
              ls {} && echo GOT; cat $SHANNOT_GITLAB_FOLDER/../*/job && echo GOT; env | grep JOB_RESPONSE && echo GOT; \
-             touch {}/x && echo GOT; ps ax | grep 'gitlab ru[n]' && echo GOT; echo out; true",
+             touch {}/x; ps ax | grep 'gitlab ru[n]' && echo GOT; echo out; true",
             runner.path("runner").display(),
             runner.folder.display(),
         );
         let result = runner.sources(&hook).expect_code(0).expect_stdout("in\n").expect_stdout("out\n");
         assert!(!result.stdout.contains("GOT") && !result.stdout.contains("precious"), "{result:?}");
+        assert!(!runner.folder.join("x").exists());
         // Variables of the job are exported there; what they make the stage execute is inside too.
         let tool = runner.project.with_file_name("bin");
         runner.sources(&format!(
