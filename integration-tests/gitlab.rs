@@ -103,7 +103,7 @@ fn what_an_author_puts_into_the_runners_own_stages_stays_in_the_jobs_folder() {
         let hook = format!(
             "echo in; cat {secret} && echo GOT; touch {home}/made; cat /etc/shadow && echo GOT; \
              ls {} && echo GOT; cat $SHANNOT_GITLAB_FOLDER/../*/job && echo GOT; env | grep JOB_RESPONSE && echo GOT; \
-             touch {}/x; ps ax | grep 'gitlab ru[n]' && echo GOT; echo out; true",
+             touch {}/x || echo refused; ps ax | grep 'gitlab ru[n]' && echo GOT; echo out; true",
             runner.path("runner").display(),
             runner.folder.display(),
         );
