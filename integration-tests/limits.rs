@@ -397,7 +397,7 @@ fn a_limit_that_no_cgroup_holds_can_be_refused() {
     run(&["--cpus", "0.001"]).expect_code(125).expect_stderr("\"0.001\" is not a number of CPUs");
     run(&["--cpus", "1"]).expect_code(0).expect_stdout("1\n");
     // Affinity is a default that a process may change.
-    for backend in ["namespaces", "landlock"] {
+    for backend in backends(caller) {
         let whole = ["--cpus", "1", "--require", "limits.cpus", "--backend", backend];
         run(&whole).expect_code(125).expect_stderr("a process may choose its CPUs anew");
     }
