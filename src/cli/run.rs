@@ -18,7 +18,6 @@ use super::profiles::unknown_names;
 use super::record::{Known, Record, RecordFile};
 use super::secrets::Secrets;
 use super::shell;
-
 use crate::plan::{Plan, is_denied};
 use crate::policy::Policy;
 use crate::profile::{Caller, Overrides};

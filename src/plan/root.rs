@@ -206,7 +206,8 @@ fn add_bind(
     // Where a link is always followed, it need not be looked at.
     let follow = policy.bubblewrap.is_some();
     let mut kind = if follow { host.files.target_kind(source) } else { host.files.kind(source) };
-    let exact = is_over_itself(&root.steps, source, target) && is_written(policy, source);
+    // In this order: the second one goes through all steps.
+    let exact = is_written(policy, source) && is_over_itself(&root.steps, source, target);
     if let Ok(Kind::Link(text)) = &kind {
         if exact {
             return Err(cannot_bind(Errno::ELOOP.into()));
