@@ -45,10 +45,14 @@ impl Guards {
     pub(super) fn make(policy: &mut Policy) -> Result<Self, Error> {
         let Some(workspace) = &policy.workspace else { return Ok(Self { held: Vec::new() }) };
         let mut held = Vec::new();
-        for folder in &workspace.guards {
-            let failed = |errno| Error::new("guard", folder, errno);
-            refuse_elsewhere(folder, &workspace.path)?;
-            held.push((folder.clone(), Guard::make(folder).map_err(failed)?));
+        for (index, path) in workspace.guards.iter().enumerate() {
+            let failed = |errno| Error::new("guard", path, errno);
+            // Below a descriptor: a job before may have left links, and one beside may put them there.
+            let folder = open_without_links(path).map_err(failed)?;
+            // Submodules have a worktree where git looks for it anyway.
+            let worktree = (index == 0).then_some(workspace.path.as_path());
+            refuse_elsewhere(path, &folder, worktree)?;
+            held.push((path.clone(), Guard::make(folder).map_err(failed)?));
         }
         let is_guarded = |path: &Path| workspace.guards.iter().any(|guarded| path.starts_with(guarded));
         for op in &mut policy.fs {
@@ -74,24 +78,24 @@ impl Guards {
 }
 
 /// Where there is a `commondir`, git heeds neither `core.worktree` nor `core.bare` (its setup.c): it would work on another folder
-/// while a job runs. Submodules have a worktree where git looks for it anyway.
-fn refuse_elsewhere(folder: &Path, workspace: &Path) -> Result<(), Error> {
-    let held = open_without_links(folder).map_err(|errno| Error::new("guard", folder, errno))?;
-    let config = read(&held, "config").map_err(|errno| Error::new("read", &folder.join("config"), errno))?;
+/// while a job runs. `worktree`: the one place where it may say that the work is; no matter, where there is none.
+fn refuse_elsewhere(path: &Path, folder: &OwnedFd, worktree: Option<&Path>) -> Result<(), Error> {
+    let config = read(folder, "config").map_err(|errno| Error::new("read", &path.join("config"), errno))?;
     let config = config.unwrap_or_default();
-    let is_here = |value: &str| folder.join(value.trim_matches('"')).canonicalize().is_ok_and(|path| path == workspace);
-    let is_submodule = folder.components().any(|part| part.as_os_str() == "modules");
+    let is_at =
+        |value: &str, place: &Path| path.join(value.trim_matches('"')).canonicalize().is_ok_and(|said| said == place);
+    let is_elsewhere = |value: &str| worktree.is_some_and(|worktree| !is_at(value, worktree));
     let says = |line: &str| {
         let (key, value) = line.split_once('=').unwrap_or((line, ""));
         let (key, value) = (key.trim().to_ascii_lowercase(), value.trim());
-        key == "worktree" && !is_submodule && !is_here(value) || key == "bare" && value.eq_ignore_ascii_case("true")
+        key == "worktree" && is_elsewhere(value) || key == "bare" && value.eq_ignore_ascii_case("true")
     };
     match config.lines().any(says) {
         true => Err(Error {
             hint: Some(
                 "its core.worktree or core.bare says that the work is elsewhere: take --workspace-mode overlay or ro",
             ),
-            ..Error::new("guard", folder, Errno::EOPNOTSUPP)
+            ..Error::new("guard", path, Errno::EOPNOTSUPP)
         }),
         false => Ok(()),
     }
@@ -115,9 +119,7 @@ fn version(folder: &OwnedFd, name: &str) -> Option<Version> {
 }
 
 impl Guard {
-    /// Below a descriptor: a job before may have left links, and one beside may put them there.
-    fn make(path: &Path) -> nix::Result<Self> {
-        let folder = open_without_links(path)?;
+    fn make(folder: OwnedFd) -> nix::Result<Self> {
         let lock = share(&folder)?;
         let mut guard = Self { folder, lock: Some(lock), configs: [None; 2] };
         match mkdirat(&guard.folder, HOOKS, Mode::from_bits_truncate(0o755 | OURS)) {
@@ -210,6 +212,10 @@ mod tests {
         names
     }
 
+    fn made(path: &Path) -> Guard {
+        Guard::make(open_without_links(path).unwrap()).unwrap()
+    }
+
     fn repository(config: &str) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("config"), config).unwrap();
@@ -222,18 +228,18 @@ mod tests {
         let path = folder.path().canonicalize().unwrap();
         let all = ["commondir", "config", "config.worktree", "hooks"];
         for first_ends_first in [true, false] {
-            let (first, second) = (Guard::make(&path).unwrap(), Guard::make(&path).unwrap());
+            let (first, second) = (made(&path), made(&path));
             let (now, later) = if first_ends_first { (first, second) } else { (second, first) };
             drop(now);
             assert_eq!(names(&path), all);
             drop(later);
             assert_eq!(names(&path), ["config"]);
         }
-        let mut killed = Guard::make(&path).unwrap();
+        let mut killed = made(&path);
         drop(killed.lock.take());
         drop(killed);
         assert_eq!(names(&path), all);
-        drop(Guard::make(&path).unwrap());
+        drop(made(&path));
         assert_eq!(names(&path), ["config"]);
     }
 
@@ -242,14 +248,14 @@ mod tests {
         let folder = repository("");
         let path = folder.path().canonicalize().unwrap();
         fs::create_dir(path.join("hooks")).unwrap();
-        drop(Guard::make(&path).unwrap());
+        drop(made(&path));
         assert_eq!(names(&path), ["config", "hooks"]);
         fs::write(path.join("commondir"), "../..\n").unwrap();
-        drop(Guard::make(&path).unwrap());
+        drop(made(&path));
         assert_eq!(fs::read_to_string(path.join("commondir")).unwrap(), "../..\n");
         fs::remove_file(path.join("commondir")).unwrap();
         fs::remove_dir(path.join("hooks")).unwrap();
-        let guard = Guard::make(&path).unwrap();
+        let guard = made(&path);
         fs::write(path.join("hooks/pre-commit"), "").unwrap();
         drop(guard);
         assert_eq!(names(&path), ["config", "hooks"]);
@@ -264,12 +270,12 @@ mod tests {
             for _ in 0..3 {
                 scope.spawn(|| {
                     while !stop.load(Ordering::Relaxed) {
-                        drop(Guard::make(&path).unwrap());
+                        drop(made(&path));
                     }
                 });
             }
             for _ in 0..500 {
-                let guard = Guard::make(&path).unwrap();
+                let guard = made(&path);
                 let held = guard.lock.as_ref().unwrap().as_fd().try_clone_to_owned().unwrap();
                 let named = fstatat(&guard.folder, COMMON, AtFlags::AT_SYMLINK_NOFOLLOW).unwrap();
                 assert_eq!(fstat(&held).unwrap().st_ino, named.st_ino);
