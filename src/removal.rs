@@ -3,7 +3,6 @@
 //! descriptor and one name, and no link is followed: what is outside can't be reached.
 
 use std::ffi::{CStr, CString};
-use std::hash::{BuildHasher, RandomState};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
@@ -13,7 +12,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmodat, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
-use crate::sys::proc_path;
+use crate::sys::{self, proc_path};
 
 const FOLDER: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
@@ -41,7 +40,7 @@ pub(crate) fn remove(
     let mut removal = Removal {
         top: folder,
         whose,
-        prefix: format!("{:016x}-", RandomState::new().hash_one(())),
+        prefix: format!("{:016x}-", sys::unguessable()),
         moved: 0,
         pending: Vec::new(),
         until,

@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "the one place for it; every block has its SAFETY note")]
 
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
+use std::hash::{BuildHasher, RandomState};
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -410,6 +411,11 @@ pub fn close_number(fd: RawFd) -> Result<()> {
 pub fn lock_whole(file: BorrowedFd<'_>) -> Result<()> {
     // SAFETY: integers only.
     check(c_long::from(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) })).map(drop)
+}
+
+/// A number that nobody can know before: each of these hashers has keys of its own, from the kernel's random numbers.
+pub fn unguessable() -> u64 {
+    RandomState::new().hash_one(())
 }
 
 /// The name by which calls that take paths reach what a descriptor names (proc_pid_fd(5)).

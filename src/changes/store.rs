@@ -1,10 +1,8 @@
 //! Where the changes of runs are kept: `…/shannot/runs/RUN`, each with `upper`, `work` and `run.json`. Only their owner can
 //! look into it.
 
-use std::collections::hash_map::RandomState;
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::hash::{BuildHasher, Hasher};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -25,6 +23,7 @@ use super::record::{Record, State, born};
 use super::remove::{PATIENCE, remove_until};
 use super::run::{Lock, Run};
 use super::tree::{FOLDER, Meta, meta_at, name_of};
+use crate::sys;
 
 /// What overlayfs refuses as an upper directory, or can't leave its marks in. Not FUSE: that is many file systems, of which
 /// some can be one (gocryptfs) and most can't; the mount tells.
@@ -364,7 +363,7 @@ fn new_id() -> String {
     let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let digits: String = time.chars().filter(char::is_ascii_digit).collect();
     let (date, time) = digits.split_at_checked(8).unwrap_or((&digits, ""));
-    format!("{date}-{time}-{:04x}", RandomState::new().build_hasher().finish() & 0xffff)
+    format!("{date}-{time}-{:04x}", sys::unguessable() & 0xffff)
 }
 
 /// Now, and not before file systems would say later: they take the time of the last tick, a few milliseconds ago. What was

@@ -11,7 +11,6 @@ mod trial;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -207,13 +206,22 @@ const PRIVATE: &str = "shannot-";
 
 /// Whether a name is one that [`Host`] proposes for a private folder or a cgroup.
 pub fn is_private_name(name: &[u8]) -> bool {
-    let key = name.strip_prefix(PRIVATE.as_bytes());
-    key.is_some_and(|key| key.len() == 16 && key.iter().all(u8::is_ascii_hexdigit))
+    is_unique_name(name, PRIVATE)
 }
 
-/// A name that nobody else has: each of these hashers has keys of its own, from the kernel's random numbers.
 fn private_name() -> String {
-    format!("{PRIVATE}{:016x}", RandomState::new().build_hasher().finish())
+    unique_name(PRIVATE)
+}
+
+/// A name that nobody else has: the prefix, and 16 hexadecimal digits.
+pub fn unique_name(prefix: &str) -> String {
+    format!("{prefix}{:016x}", sys::unguessable())
+}
+
+/// Whether [`unique_name`] may have made it, with this prefix.
+pub fn is_unique_name(name: &[u8], prefix: &str) -> bool {
+    let key = name.strip_prefix(prefix.as_bytes());
+    key.is_some_and(|key| key.len() == 16 && key.iter().all(u8::is_ascii_hexdigit))
 }
 
 #[cfg(test)]

@@ -1,9 +1,7 @@
 //! GitHub Actions: workflow commands and the job summary
 //! (<https://docs.github.com/actions/reference/workflow-commands-for-github-actions>).
 
-use std::collections::hash_map::RandomState;
 use std::fs::File;
-use std::hash::{BuildHasher, Hasher};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 
@@ -12,6 +10,7 @@ use nix::libc;
 use super::{denials, layers};
 use crate::cli::output::{self, Complaint};
 use crate::cli::record::Record;
+use crate::sys;
 
 /// Where markdown for the summary goes.
 const SUMMARY: &str = "GITHUB_STEP_SUMMARY";
@@ -31,8 +30,7 @@ impl Github {
                 Complaint::new("report", &error, None).about(format!("cannot open {SUMMARY} {}", path.display()))
             })
         });
-        // Keys of the kernel's random numbers, which the job can't know.
-        let half = || RandomState::new().build_hasher().finish();
+        let half = sys::unguessable;
         Ok(Self { token: format!("shannot-{:016x}{:016x}", half(), half()), summary: summary.transpose()? })
     }
 

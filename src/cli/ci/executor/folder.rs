@@ -1,10 +1,8 @@
 //! The folder that a job of GitLab's has for itself, from `config` to `cleanup`: `job` in it is what every stage works in, and
 //! nothing else of the host is written. Where it is comes from the runner alone.
 
-use std::collections::hash_map::RandomState;
 use std::ffi::{CStr, CString};
 use std::fs::{DirBuilder, File};
-use std::hash::BuildHasher;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -19,7 +17,7 @@ use nix::sys::stat::{FileStat, Mode, fstat, mkdirat};
 use nix::unistd::geteuid;
 
 use crate::cli::output::{Complaint, note};
-use crate::host::{open_without_links, safe_folder};
+use crate::host::{is_unique_name, open_without_links, safe_folder, unique_name};
 use crate::removal::{self, Whose};
 
 /// Followed by 16 hexadecimal digits.
@@ -35,7 +33,9 @@ const HASTY: Duration = Duration::from_secs(60);
 /// More than a disk needs, and less than the hour that the runner gives it.
 const PATIENT: Duration = Duration::from_secs(1800);
 
-const OPEN: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+/// What opens a folder of a job, and no link.
+pub(super) const OPEN: OFlag =
+    OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
 /// A job's folder, held by this process against those that sweep.
 #[derive(Debug)]
@@ -73,7 +73,7 @@ impl Folder {
     pub(super) fn make(base: &Path) -> Result<Self, Complaint> {
         let parent = open_without_links(base).map_err(|errno| failed("open", base, errno))?;
         sweep(&parent);
-        let name = unique(NAME);
+        let name = unique_name(NAME);
         let path = base.join(&name);
         mkdirat(&parent, name.as_str(), Mode::S_IRWXU).map_err(|errno| failed("make", &path, errno))?;
         let folder = Self::take(&path)?
@@ -90,7 +90,7 @@ impl Folder {
         let (Some(base), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(refuse("it is no job's folder"));
         };
-        if !path.is_absolute() || !is_name(name.as_bytes()) {
+        if !path.is_absolute() || !is_unique_name(name.as_bytes(), NAME) {
             return Err(refuse("it is no job's folder"));
         }
         let name = CString::new(name.as_bytes()).map_err(|error| failed("open", path, error))?;
@@ -138,7 +138,7 @@ impl Folder {
 
     /// A script for one stage, beside what the job can see and write.
     pub(super) fn script(&self, text: &[u8]) -> Result<Script, Complaint> {
-        let script = Script(self.path.join(unique("script-")));
+        let script = Script(self.path.join(unique_name("script-")));
         let file = File::options().write(true).create_new(true).mode(0o600).open(&script.0);
         file.and_then(|mut file| file.write_all(text)).map_err(|error| failed("write", &script.0, error))?;
         Ok(script)
@@ -170,16 +170,6 @@ impl Drop for Script {
     }
 }
 
-/// Each of these hashers has keys of its own, from the kernel's random numbers.
-fn unique(prefix: &str) -> String {
-    format!("{prefix}{:016x}", RandomState::new().hash_one(()))
-}
-
-fn is_name(name: &[u8]) -> bool {
-    let key = name.strip_prefix(NAME.as_bytes());
-    key.is_some_and(|key| key.len() == 16 && key.iter().all(u8::is_ascii_hexdigit))
-}
-
 fn is_own(stat: &FileStat) -> bool {
     stat.st_uid == geteuid().as_raw() && stat.st_mode & 0o077 == 0
 }
@@ -200,7 +190,7 @@ fn sweep(parent: &OwnedFd) {
 
 /// Takes a folder that no stage works in, and has not for long.
 fn hold_left(parent: &OwnedFd, name: &CStr) -> Option<Flock<OwnedFd>> {
-    if !is_name(name.to_bytes()) {
+    if !is_unique_name(name.to_bytes(), NAME) {
         return None;
     }
     let folder = openat(parent, name, OPEN, Mode::empty()).ok()?;

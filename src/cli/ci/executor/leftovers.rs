@@ -15,6 +15,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::folder::OPEN;
 use super::script::Secrets;
 use crate::host::open_without_links;
 use crate::removal::{self, Whose, grant_owner_access};
@@ -31,8 +32,6 @@ const LONGEST: u64 = 1 << 20;
 const DEEPEST: usize = 16;
 const MOST: usize = 4096;
 const PATIENCE: Duration = Duration::from_secs(600);
-
-const OPEN: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
 /// Removes it, below the workspace of a job: in the folder for files of the runner's, and in the project's repository. A
 /// repository of an older runner has the token in its configuration.
