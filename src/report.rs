@@ -276,7 +276,7 @@ pub struct Denial {
 
 impl fmt::Display for Denial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.action)?;
+        write!(f, "{} refused to {}", self.layer, self.action)?;
         if let Some(object) = &self.object {
             write!(f, " {object:?}")?;
         }

@@ -14,6 +14,7 @@ use crate::changes::{
     self, Applied, Change, ChangeKind, Error, Listed, Node, Options, Protected, Refusal, Run, State, Store,
 };
 use crate::policy::{FsOp, Policy};
+use crate::profile::split_destination;
 
 /// Exit code where something was not applied.
 const REFUSED: u8 = 1;
@@ -40,20 +41,16 @@ impl Artifact {
     fn new(text: &OsString) -> Result<Self, Complaint> {
         let refuse =
             |reason: String| Complaint::plain("changes", format!("cannot use option --artifact: {text:?}: {reason}"));
-        let bytes = text.as_bytes();
-        let (path, destination) = match bytes.iter().rposition(|byte| *byte == b':') {
-            Some(at) => (bytes.get(..at).unwrap_or_default(), bytes.get(at + 1..)),
-            None => (bytes, None),
-        };
+        let (path, destination) = split_destination(text);
         if path.is_empty() {
             return Err(refuse("it names no path".to_owned()).with_hint("the whole workspace is `.:DEST`"));
         }
-        if destination.is_some_and(<[u8]>::is_empty) {
+        if destination.is_some_and(OsStr::is_empty) {
             return Err(refuse("no destination stands behind the colon".to_owned()));
         }
         // Said now, before the command runs in vain.
-        let absolute = |bytes| std::path::absolute(OsStr::from_bytes(bytes)).map_err(|error| refuse(error.to_string()));
-        Ok(Self { path: OsStr::from_bytes(path).into(), destination: destination.map(absolute).transpose()? })
+        let absolute = |path| std::path::absolute(path).map_err(|error| refuse(error.to_string()));
+        Ok(Self { path: path.into(), destination: destination.map(absolute).transpose()? })
     }
 
     /// Copies it out and says what can't be had. Whether all of it was.
@@ -222,7 +219,7 @@ fn list(store: &Store, json: bool) -> Result<u8, Complaint> {
     let runs = store.list()?;
     if json {
         let entries: Vec<RunEntry<'_>> = runs.iter().map(RunEntry::new).collect();
-        return print_json(&entries).map(|()| 0);
+        return output::result_json(&entries).map(|()| 0);
     }
     let mut text = String::new();
     for run in &runs {
@@ -241,28 +238,6 @@ fn json_text(text: &OsStr) -> (String, Option<Vec<u8>>) {
         Some(text) => (text.to_owned(), None),
         None => (changes::printable(text), Some(text.as_bytes().to_vec())),
     }
-}
-
-/// JSON that can also be read on a terminal: what controls it, turns the direction of writing or can't be seen is escaped.
-fn print_json(value: &impl Serialize) -> Result<(), Complaint> {
-    let text = serde_json::to_string_pretty(value).map_err(|error| Complaint::new("output", &error, None))?;
-    output::result(&format!("{}\n", escaped(&text)))
-}
-
-fn escaped(json: &str) -> String {
-    let mut text = String::with_capacity(json.len());
-    for letter in json.chars() {
-        // A line's end is none of a string's: those are escaped already.
-        let is_treacherous = letter != '\n' && letter.is_control()
-            || matches!(letter, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
-            || matches!(letter, '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}');
-        if is_treacherous {
-            text.extend(letter.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")));
-        } else {
-            text.push(letter);
-        }
-    }
-    text
 }
 
 /// A run, as JSON has it.
@@ -340,7 +315,7 @@ impl ChangeEntry {
 fn print(changes: &[Change], json: bool) -> Result<(), Complaint> {
     if json {
         let entries: Vec<ChangeEntry> = changes.iter().map(ChangeEntry::new).collect();
-        return print_json(&entries);
+        return output::result_json(&entries);
     }
     let mut text = String::new();
     for change in changes {
@@ -355,14 +330,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_says_which_bytes_and_steers_no_terminal() {
+    fn json_says_which_bytes() {
         let (text, bytes) = json_text(OsStr::from_bytes(b"\xff"));
         assert_eq!((text.as_str(), bytes), ("\\xff", Some(vec![0xff])));
         assert_eq!(json_text(OsStr::new("\\xff")), ("\\xff".to_owned(), None));
-        let name = "a\u{9b}31m\u{202e}\u{7f}\u{e0041}\u{200b}\nzoë \u{1f600}";
-        let json = serde_json::to_string_pretty(&[name]).unwrap();
-        let safe = escaped(&json);
-        assert_eq!(safe, "[\n  \"a\\u009b31m\\u202e\\u007f\\udb40\\udc41\\u200b\\nzoë \u{1f600}\"\n]");
-        assert_eq!(serde_json::from_str::<[String; 1]>(&safe).unwrap(), [name]);
     }
 }

@@ -149,14 +149,18 @@ fn errno_of(error: &(dyn Error + 'static)) -> Option<i32> {
     error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error)
 }
 
-/// Text that may have names of a job's in it: nothing in it moves the cursor, ends the line, or turns the direction of writing.
+/// What controls a terminal, turns the direction of writing, or can't be seen.
+fn is_treacherous(letter: char) -> bool {
+    letter.is_control()
+        || matches!(letter, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
+        || matches!(letter, '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
+}
+
+/// Text that may have names of a job's in it, on one line and as it is.
 pub(super) fn visible(text: &str) -> String {
-    let is_hidden = |c: char| {
-        c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
     let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        if is_hidden(c) { shown.extend(c.escape_debug()) } else { shown.push(c) }
+    for letter in text.chars() {
+        if is_treacherous(letter) { shown.extend(letter.escape_debug()) } else { shown.push(letter) }
     }
     shown
 }
@@ -184,8 +188,36 @@ pub(super) fn result_bytes(bytes: &[u8]) -> Result<(), Complaint> {
     }
 }
 
-/// A result as JSON, for programs and for people.
+/// A result as JSON, for programs and, on a terminal, for people.
 pub(super) fn result_json(value: &impl Serialize) -> Result<(), Complaint> {
     let text = serde_json::to_string_pretty(value).map_err(|error| Complaint::new("output", &error, None))?;
-    result(&format!("{text}\n"))
+    result(&format!("{}\n", escaped(&text)))
+}
+
+fn escaped(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for letter in json.chars() {
+        // A line's end is none of a string's: those are escaped already.
+        if letter != '\n' && is_treacherous(letter) {
+            text.extend(letter.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")));
+        } else {
+            text.push(letter);
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_printed_steers_no_terminal() {
+        let name = "a\u{9b}31m\u{202e}\u{7f}\u{e0041}\u{200b}\nzoë \u{1f600}";
+        let json = serde_json::to_string_pretty(&[name]).unwrap();
+        let safe = escaped(&json);
+        assert_eq!(safe, "[\n  \"a\\u009b31m\\u202e\\u007f\\udb40\\udc41\\u200b\\nzoë \u{1f600}\"\n]");
+        assert_eq!(serde_json::from_str::<[String; 1]>(&safe).unwrap(), [name]);
+        assert_eq!(visible(name), "a\\u{9b}31m\\u{202e}\\u{7f}\\u{e0041}\\u{200b}\\nzoë \u{1f600}");
+    }
 }

@@ -223,7 +223,7 @@ fn say_of_the_end(outcome: &Outcome, plan: &Plan, common: &Common) {
         note(&format!("shannot: {outcome}"));
     }
     for denial in &outcome.denials {
-        note(&format!("shannot: {} refused to {denial}", denial.layer));
+        note(&format!("shannot: {denial}"));
     }
     if outcome.exit_code() == KILLED_BY_FILTER {
         note(

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
@@ -157,12 +157,19 @@ fn walk_without_links(path: &Path) -> nix::Result<OwnedFd> {
             Component::ParentDir => OsStr::new(".."),
             Component::Normal(name) => name,
         };
-        here = openat(&here, name, PATH_ONLY | OFlag::O_NOFOLLOW, Mode::empty())?;
-        if SFlag::from_bits_truncate(fstat(&here)?.st_mode) & SFlag::S_IFMT == SFlag::S_IFLNK {
-            return Err(Errno::ELOOP);
-        }
+        here = open_no_link(here, name)?;
     }
     Ok(here)
+}
+
+/// Opens a name in a folder, for its name only.
+///
+/// # Errors
+/// ELOOP for a link, and as openat(2).
+pub fn open_no_link(folder: impl AsFd, name: &OsStr) -> nix::Result<OwnedFd> {
+    let opened = openat(folder, name, PATH_ONLY | OFlag::O_NOFOLLOW, Mode::empty())?;
+    let is_link = SFlag::from_bits_truncate(fstat(&opened)?.st_mode) & SFlag::S_IFMT == SFlag::S_IFLNK;
+    if is_link { Err(Errno::ELOOP) } else { Ok(opened) }
 }
 
 /// What has no link and no `..` on its way, and so is called what the path says: the usual case, and the cheaper one.

@@ -22,7 +22,7 @@ use crate::sys;
 
 pub use cgroups::{Ceiling, CgroupPlace, CgroupRefusal, CgroupVersion, Cgroups, Controller};
 pub use explain::{Cause, apparmor_profile, why_refused};
-pub use files::{Files, Found, Identity, Kind, LocalFiles, open_without_links};
+pub use files::{Files, Found, Identity, Kind, LocalFiles, open_no_link, open_without_links};
 pub use program::{Elf, Program, parse_program};
 pub use scratch::safe_folder;
 pub use survey::Survey;

@@ -27,7 +27,7 @@ pub use document::{
 };
 pub use error::ProfileError;
 pub use load::{Caller, Origin, home_in_passwd, list};
-pub use overrides::Overrides;
+pub use overrides::{Overrides, split_destination};
 pub use parse::json_schema;
 
 /// A profile that was found, parsed, and whose filters could be read.

@@ -215,16 +215,22 @@ fn inside(option: &str, text: &OsStr, caller: &Caller) -> Result<SandboxPath, Pr
 
 /// `SRC[:DEST]`. A source with a colon in its name is written `SRC:DEST` in full.
 fn source_and_target(option: &str, text: &OsStr, caller: &Caller) -> Result<(PathBuf, SandboxPath), ProfileError> {
-    let bytes = text.as_bytes();
-    let (source, target) = match bytes.iter().rposition(|byte| *byte == b':') {
-        Some(at) => (bytes.get(..at).unwrap_or_default(), bytes.get(at + 1..).unwrap_or_default()),
-        None => (bytes, bytes),
-    };
-    let (source, target) = (OsStr::from_bytes(source), OsStr::from_bytes(target));
+    let (source, target) = split_destination(text);
     let path = absolute(source, caller).map_err(|reason| refuse(option, reason, None))?;
     // Where nothing else is said, `../x` appears where it is.
-    let target = if source == target { tidy(&path, option)? } else { inside(option, target, caller)? };
+    let target = match target.filter(|target| *target != source) {
+        Some(target) => inside(option, target, caller)?,
+        None => tidy(&path, option)?,
+    };
     Ok((path, target))
+}
+
+/// `PATH[:DEST]` at its last colon.
+pub fn split_destination(text: &OsStr) -> (&OsStr, Option<&OsStr>) {
+    let bytes = text.as_bytes();
+    let Some(at) = bytes.iter().rposition(|byte| *byte == b':') else { return (text, None) };
+    let (path, rest) = bytes.split_at(at);
+    (OsStr::from_bytes(path), rest.get(1..).map(OsStr::from_bytes))
 }
 
 fn tidy(path: &Path, option: &str) -> Result<SandboxPath, ProfileError> {

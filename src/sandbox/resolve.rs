@@ -13,6 +13,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat, mknodat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 
+use crate::host::open_no_link;
 use crate::policy::SandboxPath;
 
 /// As the kernel's own limit (path_resolution(7)).
@@ -103,10 +104,7 @@ pub(super) fn look_up_exactly(root: impl AsFd, path: &Path) -> nix::Result<Owned
         if name == ".." {
             return Err(Errno::ELOOP);
         }
-        here = openat(&here, name.as_os_str(), PATH_ONLY | OFlag::O_NOFOLLOW, Mode::empty())?;
-        if kind(&fstat(&here)?) == SFlag::S_IFLNK {
-            return Err(Errno::ELOOP);
-        }
+        here = open_no_link(here, &name)?;
     }
     Ok(here)
 }

@@ -88,5 +88,5 @@ fn layers(record: &Record<'_>) -> Vec<(String, String)> {
 
 /// What is known to have been refused, a line each.
 fn denials(record: &Record<'_>) -> Vec<String> {
-    record.denials.iter().map(|denial| format!("{} refused to {denial}", denial.layer)).collect()
+    record.denials.iter().map(ToString::to_string).collect()
 }
