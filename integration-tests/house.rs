@@ -17,7 +17,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("bwrap", &["policy", "seccomp"]),
     ("host", &["sys"]),
     ("removal", &["sys"]),
-    ("changes", &["removal", "sys"]),
+    ("changes", &["host", "removal", "sys"]),
     ("workspace", &["policy", "host", "sys"]),
     ("plan", &["policy", "host", "seccomp", "report", "sys"]),
     ("sandbox", &["plan", "policy", "removal", "report", "seccomp", "host", "sys"]),

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{Uid, geteuid};
 
 use super::error::{Error, at};
+use crate::host::unsafe_on_way;
 
 /// Below `$XDG_STATE_HOME`, else `~/.local/state`; for root with a HOME that is not root's alone, with `/` or with none,
 /// `/var/lib`.
@@ -42,19 +43,17 @@ pub(super) fn make(state: &Path) -> Result<PathBuf, Error> {
 /// For root, each folder on the way must be root's, and nobody else may rename what is in it. For others the last one must be
 /// theirs or root's: those above are their own business, or the administrator's.
 fn check(path: &Path, caller: Uid) -> Result<(), Error> {
-    let look = |path: &Path| fs::symlink_metadata(path).map_err(at("look at", path));
+    let owner = |path: &Path| fs::symlink_metadata(path).map(|metadata| metadata.uid()).map_err(at("look at", path));
     // In a user namespace, what is root's outside is nobody's.
-    let root = look(Path::new("/"))?.uid();
-    for folder in path.ancestors().take(if caller.is_root() { usize::MAX } else { 1 }) {
-        let metadata = look(folder)?;
-        let is_trusted = [0, root, caller.as_raw()].contains(&metadata.uid());
-        // In a sticky one, others can't touch what is not theirs.
-        let is_others = metadata.mode() & 0o022 != 0 && metadata.mode() & 0o1000 == 0;
-        if !is_trusted || (caller.is_root() && is_others) {
-            return Err(Error::Untrusted(folder.to_owned()));
-        }
-    }
-    Ok(())
+    let root = owner(Path::new("/"))?;
+    let is_trusted = |owner: u32| [0, root, caller.as_raw()].contains(&owner);
+    let untrusted = if caller.is_root() {
+        unsafe_on_way(path, is_trusted).map_err(at("look at", path))?
+    } else {
+        let is_others = !is_trusted(owner(path)?);
+        is_others.then(|| path.to_owned())
+    };
+    untrusted.map_or(Ok(()), |folder| Err(Error::Untrusted(folder)))
 }
 
 #[cfg(test)]

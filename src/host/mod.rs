@@ -24,7 +24,7 @@ pub use cgroups::{Ceiling, CgroupPlace, CgroupRefusal, CgroupVersion, Cgroups, C
 pub use explain::{Cause, apparmor_profile, why_refused};
 pub use files::{Files, Found, Identity, Kind, LocalFiles, open_no_link, open_without_links};
 pub use program::{Elf, Program, parse_program};
-pub use scratch::safe_folder;
+pub use scratch::{safe_folder, unsafe_on_way};
 pub use survey::Survey;
 pub use trial::{Ability, Ground, Trial};
 

@@ -1,6 +1,7 @@
 //! Where a private folder can be made: where nobody else may rename or remove what the caller makes, nor anything on the way.
 
-use std::fs::{Metadata, symlink_metadata};
+use std::fs::symlink_metadata;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -32,15 +33,27 @@ pub fn safe_folder(folder: &Path) -> Option<PathBuf> {
 /// Its path without links, if all on it are safe from others.
 fn find_safe(folder: &Path, is_trusted: impl Fn(u32) -> bool) -> Option<PathBuf> {
     let path = folder.canonicalize().ok()?;
-    let is_safe = |found: &Metadata| {
-        let is_shared = found.mode() & 0o022 != 0 && found.mode() & 0o1000 == 0;
-        found.is_dir() && is_trusted(found.uid()) && !is_shared
-    };
+    let is_safe = matches!(unsafe_on_way(&path, is_trusted), Ok(None));
+    (is_safe && is_writable(&path)).then_some(path)
+}
+
+/// The first folder of a path without links, from the root down, in which others than those can rename or remove what is not
+/// theirs. In a sticky one they can't.
+///
+/// # Errors
+/// lstat(2)'s.
+pub fn unsafe_on_way(path: &Path, is_trusted: impl Fn(u32) -> bool) -> io::Result<Option<PathBuf>> {
     let mut on_the_way: Vec<&Path> = path.ancestors().collect();
-    // From the root down: below a folder that is safe nobody changes what was seen.
+    // Below a folder that is safe nobody changes what was seen.
     on_the_way.reverse();
-    let safe = on_the_way.iter().all(|part| symlink_metadata(part).is_ok_and(|found| is_safe(&found)));
-    (safe && is_writable(&path)).then_some(path)
+    for folder in on_the_way {
+        let found = symlink_metadata(folder)?;
+        let is_shared = found.mode() & 0o022 != 0 && found.mode() & 0o1000 == 0;
+        if !found.is_dir() || !is_trusted(found.uid()) || is_shared {
+            return Ok(Some(folder.to_owned()));
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(test)]
