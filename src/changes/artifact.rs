@@ -60,7 +60,6 @@ struct Wanted {
 }
 
 enum Artifact {
-    Hidden,
     File(Entry),
     Folder(Seen),
 }
@@ -137,7 +136,8 @@ impl Merged<'_> {
         if entry.in_upper { &mut self.upper.tree } else { self.workspace }
     }
 
-    fn find(&mut self, path: &Path) -> Result<Wanted, Error> {
+    /// None for what was hidden.
+    fn find(&mut self, path: &Path) -> Result<Option<Wanted>, Error> {
         let none = || Error::NoArtifact(path.to_owned());
         let mut folder = self.root()?;
         let mut around = Vec::new();
@@ -145,7 +145,7 @@ impl Merged<'_> {
         while let Some(name) = names.next() {
             let found = self.entry(&folder, name)?.ok_or_else(none)?;
             if self.is_hidden(&found, &folder.path.join(name)) {
-                return Ok(Wanted { around, what: Artifact::Hidden });
+                return Ok(None);
             }
             folder = match (&found.folder, names.peek()) {
                 (Some(seen), next) => {
@@ -153,10 +153,10 @@ impl Merged<'_> {
                     seen.clone()
                 }
                 (None, Some(_)) => return Err(none()),
-                (None, None) => return Ok(Wanted { around, what: Artifact::File(found) }),
+                (None, None) => return Ok(Some(Wanted { around, what: Artifact::File(found) })),
             };
         }
-        Ok(Wanted { around, what: Artifact::Folder(folder) })
+        Ok(Some(Wanted { around, what: Artifact::Folder(folder) }))
     }
 
     /// Why what is no folder is left out, if it is.
@@ -219,12 +219,11 @@ pub(super) fn copy(
 ) -> Result<Vec<LeftOut>, Error> {
     let mut merged = Merged { upper, workspace, hidden, journal: destination.is_none().then_some(journal) };
     let own = &own_name(run);
-    let wanted = merged.find(path)?;
+    let Some(wanted) = merged.find(path)? else {
+        return Ok(vec![LeftOut { path: path.to_owned(), why: HIDDEN.to_owned() }]);
+    };
     let shown = destination.unwrap_or(path);
     let write = at_errno("write", shown);
-    if let Artifact::Hidden = &wanted.what {
-        return Ok(vec![LeftOut { path: path.to_owned(), why: HIDDEN.to_owned() }]);
-    }
     if let Artifact::File(entry) = &wanted.what {
         // Where it comes to lie: elsewhere, what it leads up to is not the workspace's.
         let depth = if destination.is_some() { 0 } else { wanted.around.len() };
@@ -268,7 +267,6 @@ fn put(
     }
     remove(parent, own).map_err(&write)?;
     let left = match what {
-        Artifact::Hidden => Vec::new(),
         Artifact::File(entry) => {
             merged.copy(&entry, path, parent, own).map_err(at("write", shown))?;
             Vec::new()

@@ -13,8 +13,7 @@ use nix::sys::stat::{Mode, fstat, mkdirat, umask};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
 use super::prepare::c_string;
-use crate::host::is_private_name;
-use crate::host::open_without_links;
+use crate::host::{is_private_name, open_without_links};
 use crate::plan::Scratch;
 use crate::removal::{self, Whose, grant_owner_access, is_same};
 use crate::sys;
